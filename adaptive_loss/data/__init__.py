@@ -1,0 +1,5 @@
+"""Datasets, one file each: ``datasets.get(name)(data_dir, seed=…)`` gives a :class:`~adaptive_loss.data.base.Dataset`."""
+
+from adaptive_loss.registry import Registry
+
+datasets = Registry("dataset", "adaptive_loss.data", aliases={"cifar10": "cifar10_loader"}, not_plugins=("base", "augment"))

@@ -1,0 +1,11 @@
+"""The errors that a command turns into one line and an exit code."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done as written: names the flag or term and the fix (exit code 2)."""
+
+
+class RunError(RuntimeError):
+    """What was asked for failed while it ran: names the file or run and what to do next (exit code 1)."""
