@@ -1,4 +1,4 @@
-"""Datasets, one file each: ``datasets.get(name)(data_dir, seed=…)`` gives a :class:`~adaptive_loss.data.base.Dataset`."""
+"""Datasets, one file each: ``datasets.get(name)(data_dir, seed=…)`` gives a :class:`.base.Dataset`."""
 
 from adaptive_loss.registry import Registry
 

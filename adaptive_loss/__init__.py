@@ -1,0 +1,44 @@
+"""Real-time adaptive loss functions: a model's loss weights, adapted while it trains.
+
+Importing the package imports no torch: what it offers is loaded on first use (PEP 562).
+
+Example:
+    >>> from adaptive_loss import LossExecutor
+    >>> executor = LossExecutor.adaptive({"ce": 1.0, "confidence": 1.0}, base="ce")
+    >>> sorted(executor.weights)
+    ['ce', 'confidence']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptive_loss import probes
+    from adaptive_loss.guards import Guards
+    from adaptive_loss.loss_executor import LossExecutor
+    from adaptive_loss.loss_monitor import LossMonitor
+    from adaptive_loss.meta_controller import MetaController
+
+__version__ = "0.1.0"
+__all__ = ["Guards", "LossExecutor", "LossMonitor", "MetaController", "__version__", "probes"]
+
+_HOMES = {
+    "Guards": "adaptive_loss.guards",
+    "LossExecutor": "adaptive_loss.loss_executor",
+    "LossMonitor": "adaptive_loss.loss_monitor",
+    "MetaController": "adaptive_loss.meta_controller",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "probes":
+        return importlib.import_module("adaptive_loss.probes")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,177 @@
+"""Fetching one known file over HTTP: whole and unaltered under its name, or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from adaptive_loss.errors import RunError
+
+CHUNK = 1 << 18
+LOCK_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on a server, and how to tell that it arrived whole.
+
+    Attributes:
+        url: its address.
+        size: its length in bytes.
+        sha256: its SHA-256, in hexadecimal.
+        by_hand: what a user without network should do, as the end of a sentence.
+    """
+
+    url: str
+    size: int
+    sha256: str
+    by_hand: str
+
+
+def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
+    """Download ``remote`` to ``target``: to a ``.part`` name first, checked, synced, then renamed.
+
+    The caller holds the folder's :func:`file_lock`, so the ``.part`` name is this process's own.
+
+    Args:
+        remote: the file.
+        target: where to put it; its folder exists.
+        timeout: seconds the server may stay silent.
+
+    Raises:
+        RunError: the server cannot be reached, or what came is not the expected file; nothing is left behind.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        with part.open("wb") as file:
+            received, digest = _stream(remote, file, timeout)
+            _check(remote, received, digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        sync_folder(target.parent)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        # A plain URLError wraps the cause in brackets of its own; an HTTPError's text has the status code.
+        cause = error.reason if type(error) is urllib.error.URLError else error
+        raise RunError(f"cannot download {remote.url} ({one_line(cause)}); {remote.by_hand}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _stream(remote: Remote, file: IO[bytes], timeout: float) -> tuple[int, str]:
+    """Copy the answer into ``file``, one chunk beyond the expected size at most; its length and SHA-256."""
+    sha, received = hashlib.sha256(), 0
+    with urllib.request.urlopen(remote.url, timeout=timeout) as answer, _progress(remote) as report:
+        while received <= remote.size and (chunk := answer.read(CHUNK)):
+            file.write(chunk)
+            sha.update(chunk)
+            received += len(chunk)
+            report(received)
+    return received, sha.hexdigest()
+
+
+def _check(remote: Remote, received: int, digest: str) -> None:
+    if received > remote.size:
+        fault = f"it is longer than the expected {remote.size} bytes"
+    elif received < remote.size:
+        fault = f"only {received} of {remote.size} bytes came"
+    elif digest != remote.sha256:
+        fault = f"its SHA-256 is {digest}, not {remote.sha256}"
+    else:
+        return
+    raise RunError(f"the download of {remote.url} is not the expected file: {fault}; try again, or {remote.by_hand}")
+
+
+@contextmanager
+def _progress(remote: Remote) -> Iterator[Callable[[int], None]]:
+    """A function to be told how many bytes came: a bar on a terminal, a line each 10% elsewhere."""
+    name = remote.url.rsplit("/", 1)[-1]
+    if not sys.stderr.isatty():
+        yield _plain_lines(name, remote.size)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"downloading {name}", total=remote.size)
+        yield lambda received: bar.update(task, completed=received)
+
+
+def _plain_lines(name: str, size: int) -> Callable[[int], None]:
+    shown = -1
+
+    def report(received: int) -> None:
+        nonlocal shown
+        tenth = 10 * received // size
+        if tenth > shown:
+            shown = tenth
+            print(f"downloading {name}: {10 * tenth}% of {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
+
+    return report
+
+
+@contextmanager
+def file_lock(path: Path, waiting: str) -> Iterator[None]:
+    """Hold ``path`` as a lock between processes; the system frees it if this process dies.
+
+    Args:
+        path: the lock file; made if missing and left there, since removing it would let two holders in.
+        waiting: a line for standard error when another process holds it.
+    """
+    with path.open("ab") as file:
+        told = False
+        while not _try_lock(file):
+            if not told:
+                print(waiting, file=sys.stderr, flush=True)
+            told = True
+            time.sleep(LOCK_POLL_SECONDS)
+        yield  # closing the file frees the lock
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut, where the system can."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an exception says, without line breaks; its type's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

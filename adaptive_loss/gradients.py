@@ -1,0 +1,141 @@
+"""Gradients of terms, their Gramian in the optimizer's metric, and the look-ahead made from it.
+
+Nothing here writes ``.grad``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Gradient = Sequence[Tensor | None]
+"""One tensor a parameter; None where the parameter does not take part."""
+
+
+def leaves(root: Tensor) -> list[Tensor]:
+    """The leaf tensors that require gradients in the graph of ``root``, in a fixed order."""
+    found: list[Tensor] = []
+    stack, seen = [root.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def term_gradients(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Gradient]:
+    """One vector–Jacobian product a loss on the live graph, which is kept for the user's own backward."""
+    return [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+
+
+def preconditioner(optimizer: Optimizer | None, parameters: Sequence[Tensor]) -> list[Tensor | float]:
+    """P, the diagonal by which the optimizer scales a gradient, one tensor (or 1.0) a parameter.
+
+    1 for SGD and unknown optimizers; 1/(√v̂ + ε) for those that keep a second moment, v̂ bias-corrected for the Adam
+    family. A parameter without state yet counts as 1.
+    """
+    if optimizer is None:
+        return [1.0] * len(parameters)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return [_diagonal(optimizer.state.get(p, {}), groups.get(id(p), {})) for p in parameters]
+
+
+def _diagonal(state: dict, group: dict) -> Tensor | float:
+    eps = float(group.get("eps", 1e-8))
+    if "exp_avg_sq" in state:
+        correction = 1 - float(group["betas"][1]) ** float(state["step"])
+        second = state.get("max_exp_avg_sq", state["exp_avg_sq"]) / correction
+    elif "square_avg" in state:
+        second = state["square_avg"]
+    elif "sum" in state:
+        second = state["sum"]
+    else:
+        return 1.0
+    return 1 / (second.sqrt() + eps)
+
+
+def gramian(gradients: Sequence[Gradient], metric: Sequence[Tensor | float]) -> Tensor:
+    """A = V P Vᵀ, the inner products of V's rows (one gradient each) under the diagonal metric P.
+
+    Args:
+        gradients: n gradients over the same parameters; a missing part counts as zero.
+        metric: P, one tensor or number a parameter.
+
+    Returns:
+        [n, n] float64 on the CPU; products are taken in float32 and summed over parameters in float64.
+    """
+    total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for parts, scale in zip(zip(*gradients, strict=True), metric, strict=True):
+        known = next((part for part in parts if part is not None), None)
+        if known is None:
+            continue
+        rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts]).float()
+        total += ((rows * scale).flatten(1) @ rows.flatten(1).T).to("cpu", torch.float64)
+    return (total + total.T) / 2
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """What one look-ahead found, in the optimizer's metric; K terms.
+
+    Args:
+        gain: [K] h̃, the gauge-projected cosine by which more of term i would lower the objective; NaN where absent.
+        cos_base: [K] cosine of term i's gradient with the base term's (with the whole gradient where there is no base).
+        cos_probe: [K] cosine of term i's gradient with the objective's.
+        share: [K] gradient norms ‖wᵢgᵢ‖ as shares of their sum.
+        objective: the probe's value.
+    """
+
+    gain: Tensor
+    cos_base: Tensor
+    cos_probe: Tensor
+    share: Tensor
+    objective: float
+
+
+def look_ahead(products: Tensor, base: int | None, objective: float) -> LookAhead:
+    """Gauge-projected look-ahead from the Gramian A of the K weighted gradients and, last, the probe's gradient.
+
+    With vᵢ = wᵢgᵢ, G = Σⱼ vⱼ and g_p the probe's gradient,
+    h̃ᵢ = ⟨g_p, P(vᵢ − (⟨vᵢ, PG⟩/⟨G, PG⟩) G)⟩ / (‖g_p‖_P ‖vᵢ‖_P).
+    Moving along the whole gradient G counts for nothing, since an adaptive optimizer cancels that direction's scale.
+
+    Args:
+        products: A, [K+1, K+1] float64.
+        base: index of the base term, or None.
+        objective: the probe's value, passed through.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
+        >>> look_ahead(A, None, 0.0).gain.tolist()  # the probe agrees with term 0, so term 1 should shrink
+        [0.5, -0.5]
+    """
+    terms, to_probe = products[:-1, :-1], products[:-1, -1]
+    along = terms.sum(1)
+    whole = float(along.sum())
+    norms = terms.diagonal().clamp_min(0).sqrt()
+    probe_norm = math.sqrt(max(float(products[-1, -1]), 0.0))
+    scale = (norms * probe_norm).clamp_min(1e-300)
+    projected = to_probe - (along / whole if whole > 0 else torch.zeros_like(along)) * to_probe.sum()
+    reference, reference_norm = (along, math.sqrt(max(whole, 0.0))) if base is None else (terms[base], float(norms[base]))
+    return LookAhead(
+        gain=projected / scale,
+        cos_base=reference / (norms * reference_norm).clamp_min(1e-300),
+        cos_probe=to_probe / scale,
+        share=norms / norms.sum().clamp_min(1e-300),
+        objective=objective,
+    )
+
+
+def total_norm(gradients: Sequence[Tensor]) -> float:
+    """Euclidean norm of all gradients together, 0 for none; one transfer to the host."""
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

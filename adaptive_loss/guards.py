@@ -1,0 +1,124 @@
+"""Guards: pure functions that keep a step safe, and the settings they obey.
+
+Losses are checked before any rule sees them, then weights, then gradients; a step that fails a check is rejected
+whole, with its reason, and nothing is silently set to zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REACH = math.log(1e4)
+"""Bound of the log-weight's distance from its start, in nats: a start weight may be wrong by 10^±4."""
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What the executor checks and bounds.
+
+    Args:
+        max_rejections: after this many rejected steps in a row the executor raises.
+        spikes: reject a step on which a term jumps far above its recent values.
+        spike_window: accepted values a term's spike gate looks back on; it is silent until a quarter is filled.
+        bounds: least and greatest weight of a term that is on.
+        rate_limit: greatest change of a log-weight from one step to the next, in nats; None for no limit.
+        share_cap: greatest share one auxiliary may hold of Σⱼ wⱼ|Lⱼ|; binds only above the start weight. None: no cap.
+        clip_norm: greatest gradient norm; longer gradients are scaled down. None: no clipping.
+    """
+
+    max_rejections: int = 10
+    spikes: bool = True
+    spike_window: int = 64
+    bounds: tuple[float, float] = (1e-12, 1e12)
+    rate_limit: float | None = 1.0
+    share_cap: float | None = 0.9
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        if not 0 < low < high:
+            raise ValueError(f"Guards.bounds is {self.bounds}: give 0 < least < greatest weight")
+        if self.share_cap is not None and not 0 < self.share_cap <= 1:
+            raise ValueError(f"Guards.share_cap is {self.share_cap}: give a share in (0, 1], or None")
+        if self.rate_limit is not None and not self.rate_limit > 0:
+            raise ValueError(f"Guards.rate_limit is {self.rate_limit}: give a positive number of nats, or None")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"Guards.clip_norm is {self.clip_norm}: give a positive norm, or None")
+        if self.max_rejections < 1 or self.spike_window < 16:
+            raise ValueError("Guards.max_rejections must be at least 1 and Guards.spike_window at least 16")
+
+
+def first_non_finite(values: Tensor, present: Tensor) -> int | None:
+    """Index of the first present term whose value is NaN or infinite, else None. Both arguments are [K]."""
+    bad = (present & ~torch.isfinite(values)).nonzero()
+    return int(bad[0]) if len(bad) else None
+
+
+def spike_scores(values: Tensor, window: Tensor) -> Tensor:
+    """How far each value lies above its recent ones; above 1 is a spike. NaN where it cannot be told.
+
+    With m the median of |x| over the term's window, y = asinh(x/m) is linear for small and logarithmic for large
+    values, so that one threshold serves stable and heavy-tailed, positive and negative losses:
+    score = (y − median y) / max(12 · 1.4826 · MAD(y), 2). Only upward jumps count.
+
+    Args:
+        values: [K] this step's values.
+        window: [W, K] accepted values, NaN where none is stored yet; it never holds a rejected one.
+    """
+    filled = (~torch.isnan(window)).sum(0)
+    scale = window.abs().nanmedian(0).values.clamp_min(1e-30)
+    squeezed = torch.asinh(window / scale)
+    centre = squeezed.nanmedian(0).values
+    spread = (squeezed - centre).abs().nanmedian(0).values * 1.4826
+    score = (torch.asinh(values / scale) - centre) / torch.clamp(12 * spread, min=2.0)
+    return torch.where(filled * 4 >= len(window), score, torch.full_like(score, math.nan))
+
+
+def limit_rate(weights: Tensor, last: Tensor, rate: float) -> Tensor:
+    """Hold each log-weight within ``rate`` nats of the last one; a weight that is or was 0 is left alone. All [K]."""
+    known = (weights > 0) & (last > 0)
+    safe = torch.where(known, last, torch.ones_like(last))
+    ratio = torch.where(known, weights / safe, torch.ones_like(weights)).clamp(math.exp(-rate), math.exp(rate))
+    return torch.where(known, safe * ratio, weights)
+
+
+def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, cap: float) -> Tensor:
+    """Lower the weights of auxiliaries whose share of Σⱼ wⱼ|Lⱼ| is above ``cap``, but never below their start.
+
+    A term lowered to its cap has mass cap·T, where T is the total after capping: with C capped terms and rest mass R,
+    T = R / (1 − cap·C). Terms join the capped set until none is above its cap; a term whose start alone is above the
+    cap keeps its start weight and counts among the rest.
+
+    Args:
+        weights, start, values: [K] applied weights, start weights, this step's losses (NaN where absent).
+        capped: [K] bool, the terms the cap applies to.
+        cap: greatest share in (0, 1].
+    """
+    size = values.abs().nan_to_num(0.0)
+    mass, floor = weights * size, start * size
+    held = torch.zeros_like(capped)
+    for _ in range(len(weights)):
+        count = int(held.sum())
+        if cap * count >= 1:
+            break
+        total = mass[~held].sum() / (1 - cap * count)
+        over = capped & ~held & (mass > floor) & (mass > cap * total * (1 + 1e-12))
+        if not over.any():
+            if not count:
+                return weights
+            lowered = torch.maximum(cap * total / size.clamp_min(1e-300), start)
+            return torch.where(held, torch.minimum(lowered, weights), weights)
+        at_floor = over & (floor >= cap * total)
+        mass = torch.where(at_floor, floor, mass)
+        weights = torch.where(at_floor, start, weights)
+        held = held | (over & ~at_floor)
+    return torch.where(held, torch.minimum(weights, start), weights)
+
+
+def bound_weights(weights: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Clamp every weight that is on to ``bounds``; a weight of 0 stays 0. [K] → [K]."""
+    return torch.where(weights > 0, weights.clamp(*bounds), weights)

@@ -1,0 +1,153 @@
+"""Named losses: which terms there are, what role each plays, and what one step's losses hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+LossTerms = Mapping[str, Tensor]
+"""Name of a term → its loss this step, a 0-dim tensor; a term that is missing or ``None`` is absent this step."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The fixed description of K named terms.
+
+    A term's role is *base* (its weight stays put), *constraint* (it has a target, held by a set-point law) or
+    *auxiliary* (free to move, capped). Without a base every term is an auxiliary and the weights keep their sum.
+
+    Args:
+        start: name → start weight, ≥ 0; the insertion order is the term order. A start weight of 0 stays off.
+        base: name of the base term, or None.
+        targets: name → target value, for the terms that are constraints.
+
+    Raises:
+        ValueError: no terms, a weight that is negative or not finite, all weights 0, a base that is off.
+        KeyError: a base or target that is not a term.
+
+    Example:
+        >>> terms = Terms({"reconstruction": 1.0, "kl": 0.5}, base="reconstruction")
+        >>> terms.names, terms.movable.tolist()
+        (('reconstruction', 'kl'), [False, True])
+    """
+
+    start: Mapping[str, float]
+    base: str | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_weights(self.start)
+        if self.base is not None:
+            self._check_known("base", self.base)
+            if self.start[self.base] == 0:
+                raise ValueError(f"the base term {self.base!r} has start weight 0: give it a positive weight")
+        for name, target in self.targets.items():
+            self._check_known("target", name)
+            if not math.isfinite(target):
+                raise ValueError(f"the target of term {name!r} is {target}: give a finite number")
+
+    def _check_known(self, what: str, name: str) -> None:
+        if name not in self.start:
+            raise KeyError(f"the {what} {name!r} is not a term; the terms are: {', '.join(self.start)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The terms' names in term order."""
+        return tuple(self.start)
+
+    @property
+    def start_weights(self) -> Tensor:
+        """The start weights, [K] float64."""
+        return torch.tensor(list(self.start.values()), dtype=torch.float64)
+
+    @property
+    def active(self) -> Tensor:
+        """[K] bool: the terms that are on at all (start weight > 0)."""
+        return self.start_weights > 0
+
+    @property
+    def movable(self) -> Tensor:
+        """[K] bool: the auxiliaries that are on, whose weights monitor and controller may move."""
+        held = [name == self.base or name in self.targets for name in self.names]
+        return self.active & ~torch.tensor(held)
+
+    @property
+    def base_index(self) -> int | None:
+        """The base term's place in the order, or None without a base."""
+        return None if self.base is None else self.names.index(self.base)
+
+    def read(self, losses: LossTerms) -> StepLosses:
+        """Check one step's losses and read their values with one transfer to the host.
+
+        Raises:
+            TypeError: ``losses`` is not a mapping, or a term is not a tensor.
+            KeyError: a term that was not declared.
+            ValueError: no term at all, a term that is not a scalar, has no gradient, or lives on another device.
+        """
+        if not isinstance(losses, Mapping):
+            raise TypeError(f"losses must be a dict of name → 0-dim tensor, not {type(losses).__name__}")
+        for name in losses:
+            if name not in self.start:
+                raise KeyError(f"unknown term {name!r}; the executor's terms are: {', '.join(self.start)}")
+        tensors = [losses.get(name) for name in self.names]
+        for name, tensor in zip(self.names, tensors, strict=True):
+            if tensor is not None:
+                self._check_tensor(name, tensor)
+        present = [(name, tensor) for name, tensor in zip(self.names, tensors, strict=True) if tensor is not None]
+        if not present:
+            raise ValueError(f"no term is present this step; give at least one of: {', '.join(self.names)}")
+        first_name, first = present[0]
+        for name, tensor in present[1:]:
+            if tensor.device != first.device:
+                raise ValueError(
+                    f"term {name!r} is on {tensor.device} and {first_name!r} on {first.device}: move them to one device"
+                )
+        return StepLosses(tuple(tensors), _values(tensors))
+
+    def _check_tensor(self, name: str, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"term {name!r} is a {type(tensor).__name__}: give a 0-dim tensor with a gradient")
+        if tensor.dim() != 0:
+            raise ValueError(f"term {name!r} has shape {tuple(tensor.shape)}: reduce it to a scalar (.mean() or .sum())")
+        if not tensor.is_floating_point():
+            raise TypeError(f"term {name!r} has dtype {tensor.dtype}: give a real floating-point tensor")
+        if torch.is_grad_enabled() and not tensor.requires_grad and self.start[name] > 0:
+            raise ValueError(
+                f"term {name!r} has no gradient: it was detached, or computed under no_grad; "
+                "pass the live tensor, or leave the term out of this step"
+            )
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """One step's losses: the live tensors (None where absent) and their values, [K] float64, NaN where absent."""
+
+    tensors: tuple[Tensor | None, ...]
+    values: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """[K] bool: the terms that are there this step."""
+        return torch.tensor([tensor is not None for tensor in self.tensors])
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    if not weights:
+        raise ValueError("no terms: give at least one name → start weight")
+    for name, weight in weights.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a term's name must be a non-empty string, not {name!r}")
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"the start weight of term {name!r} is {weight}: give a finite number ≥ 0")
+    if all(weight == 0 for weight in weights.values()):
+        raise ValueError("all start weights are 0: nothing would be trained; give at least one positive weight")
+
+
+def _values(tensors: list[Tensor | None]) -> Tensor:
+    present = torch.stack([t.detach().to(torch.float64) for t in tensors if t is not None]).tolist()
+    values = iter(present)
+    return torch.tensor([math.nan if t is None else next(values) for t in tensors], dtype=torch.float64)

@@ -1,0 +1,194 @@
+"""Meta-Learning Controller: moves the weights' set-point by a small learned law shared by all terms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive_loss import signals as signal
+from adaptive_loss.guards import REACH
+from adaptive_loss.losses import Terms
+from adaptive_loss.modulator import Event, Modulator
+from adaptive_loss.weighting.base import Context
+
+POLICIES = Path(__file__).parent / "policies"
+EPOCH_STEPS = 200
+"""Steps between actions where there is neither a probe nor an ``end_epoch()``."""
+
+_PROGRESS = slice(0, 6)
+_TRUST = signal.TERM_FEATURES.index("trust")
+_N_TERM = len(signal.TERM_FEATURES)
+
+
+@dataclass(frozen=True)
+class ControllerLaw:
+    """The law's parameters, shared by all terms, so that it fits any number of them.
+
+    With φᵢ the term's features, π the six progress features and tᵢ the trust statistic of its look-aheads,
+    xᵢ = tᵢ·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
+    log wᵢ += δ·clip(xᵢ, ±1), δ = early_step in the first 50 steps (a quarter of a shorter run), late_step after,
+    p the progress in [0, 1]. At the first look-ahead, once, log wᵢ += −calibration·log(shareᵢ/share_base), the base
+    being the mean term where none is declared.
+
+    The rule to start from is η = 1 and everything else 0, with steps of 0.7 and 0.35 nats.
+
+    Args:
+        gain: η.
+        early_step, late_step: δ, in nats.
+        calibration: 0 leaves the start weights, 1 makes all weighted gradients as long as the base's.
+        trust: [6] how progress changes the trust in a look-ahead.
+        features, late_features: [9] what each term feature adds, throughout and towards the end.
+        drift: [6] what progress adds to every auxiliary.
+    """
+
+    gain: float = 1.0
+    early_step: float = 0.7
+    late_step: float = 0.35
+    calibration: float = 0.0
+    trust: tuple[float, ...] = (0.0,) * 6
+    features: tuple[float, ...] = (0.0,) * _N_TERM
+    late_features: tuple[float, ...] = (0.0,) * _N_TERM
+    drift: tuple[float, ...] = (0.0,) * 6
+
+    def to_vector(self) -> list[float]:
+        """All parameters in field order, as the evolution strategy sees them."""
+        flat: list[float] = []
+        for value in asdict(self).values():
+            flat += list(value) if isinstance(value, tuple) else [value]
+        return flat
+
+    @classmethod
+    def from_vector(cls, vector: list[float]) -> ControllerLaw:
+        """The inverse of :meth:`to_vector`."""
+        rest = iter(vector)
+        shape = asdict(cls())
+        return cls(
+            **{
+                name: tuple(next(rest) for _ in value) if isinstance(value, tuple) else next(rest)
+                for name, value in shape.items()
+            }
+        )
+
+    @classmethod
+    def load(cls, file: Path) -> ControllerLaw:
+        """Read a law from its JSON file.
+
+        Raises:
+            ValueError: the file is damaged, or was trained on signals of another version.
+        """
+        try:
+            card = json.loads(file.read_text(encoding="utf-8"))
+            version, law = card["signals_version"], card["law"]
+            loaded = cls(**{f.name: _number(law[f.name]) for f in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"cannot read the controller's law {file}: {error!r}") from error
+        if version != signal.VERSION:
+            raise ValueError(f"{file} was trained on signals version {version}, this is {signal.VERSION}: train it anew")
+        return loaded
+
+
+def _number(value: Any) -> Any:
+    return tuple(float(v) for v in value) if isinstance(value, list) else float(value)
+
+
+RULE = ControllerLaw()
+"""The gauge-projected, front-loaded look-ahead rule on its own."""
+
+ZERO = ControllerLaw(gain=0.0, early_step=0.0, late_step=0.0)
+"""A law that never moves a weight."""
+
+
+class MetaController(Modulator):
+    """Applies a learned adaptation strategy: acts at every look-ahead and, without a probe, at every epoch's end.
+
+    Args:
+        law: its parameters; None takes the meta-trained ones that come with the package.
+
+    Example:
+        >>> from adaptive_loss import LossExecutor, MetaController
+        >>> executor = LossExecutor({"ce": 1.0, "mix": 1.0}, base="ce", modulators=[MetaController()],
+        ...                         probe=lambda: torch.ones((), requires_grad=True))
+        >>> executor.weights
+        {'ce': 1.0, 'mix': 1.0}
+    """
+
+    def __init__(self, law: ControllerLaw | None = None) -> None:
+        self.law = ControllerLaw.load(POLICIES / "controller.json") if law is None else law
+
+    @classmethod
+    def from_policy(cls, folder: str | Path | None) -> MetaController:
+        """The controller of a policy folder; None is the package's own."""
+        return cls(ControllerLaw.load(Path(folder or POLICIES) / "controller.json"))
+
+    def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
+        """Start at the start weights."""
+        super().bind(terms, total_steps, seed)
+        self.last_action = 0
+        self.told_of_epochs = False
+
+    def after_step(self, context: Context) -> list[Event]:
+        """Act on a new look-ahead; without a probe, every 200 steps unless epochs are told."""
+        since = context.step - self.last_action
+        alone = context.objective is None and not self.told_of_epochs and since >= EPOCH_STEPS
+        return self._act(context, looked=context.looked) if context.looked or alone else []
+
+    def end_epoch(self, context: Context, metrics: Mapping[str, float]) -> list[Event]:
+        """Act at an epoch's end where there is no probe to look ahead to."""
+        self.told_of_epochs = True
+        return self._act(context, looked=False) if context.objective is None else []
+
+    def _act(self, context: Context, looked: bool) -> list[Event]:
+        before = self.log_gain
+        moved = before
+        if looked and context.signals.look_aheads == 1:
+            moved = moved - self._calibration(context)
+        moved = moved + self._step_size(context) * self._urge(context, looked).clamp(-1, 1)
+        moved = torch.where(self.terms.movable & context.present, moved, before).clamp(-REACH, REACH)
+        self.log_gain, self.last_action = moved, context.step
+        change = (moved - before).tolist()
+        if not any(change):
+            return []
+        details = {
+            "change": dict(zip(self.terms.names, change, strict=True)),
+            "trust": dict(zip(self.terms.names, context.signals.trust.tolist(), strict=True)),
+        }
+        return [Event(context.step, "controller", "look-ahead" if looked else "epoch", details)]
+
+    def _urge(self, context: Context, looked: bool) -> Tensor:
+        """[K] xᵢ of the law."""
+        law, progress = self.law, context.signals.progress or 0.0
+        terms = context.signals.term_features(context.weights, context.weights, context.start)
+        phases = context.signals.global_features()[_PROGRESS]
+        trust = terms[:, _TRUST] if looked else torch.zeros(len(terms), dtype=torch.float64)
+        gain = law.gain + float(phases @ _vector(law.trust))
+        linear = terms @ (_vector(law.features) + progress * _vector(law.late_features))
+        return trust * gain + linear + float(phases @ _vector(law.drift))
+
+    def _step_size(self, context: Context) -> float:
+        edge = 50 if self.total_steps is None else min(50, self.total_steps // 4)
+        return self.law.early_step if context.step <= edge + 1 else self.law.late_step
+
+    def _calibration(self, context: Context) -> Tensor:
+        share = context.signals.share.clamp_min(1e-12).log()
+        base = self.terms.base_index
+        reference = share[context.present].mean() if base is None else share[base]
+        return self.law.calibration * (share - reference)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gains and the clock of actions; the law itself is a setting, not state."""
+        return super().state_dict() | {"last_action": self.last_action, "told_of_epochs": self.told_of_epochs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.last_action, self.told_of_epochs = state["last_action"], state["told_of_epochs"]
+
+
+def _vector(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,28 @@
+"""What an ablation mode is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adaptive_loss.modulator import Modulator
+
+
+def nothing() -> tuple[Modulator, ...]:
+    """No modulators: the base weighting alone."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One arm of a study.
+
+    Args:
+        modulators: makes the modulators of the run's executor, in order.
+        base_only: train on the base term alone.
+        all_data: train on the probe and select splits too, so that what holding out costs is visible.
+    """
+
+    modulators: Callable[[], tuple[Modulator, ...]] = nothing
+    base_only: bool = False
+    all_data: bool = False

@@ -1,0 +1,13 @@
+"""The Meta-Learning Controller alone."""
+
+from __future__ import annotations
+
+from adaptive_loss.meta_controller import MetaController
+from adaptive_loss.modes import modes
+from adaptive_loss.modes.base import Mode
+
+
+@modes.register("controller_only")
+def controller_only() -> Mode:
+    """The controller with its meta-trained law."""
+    return Mode(lambda: (MetaController(),))

@@ -1,0 +1,1 @@
+"""Pictures of runs; importing this package imports no matplotlib."""

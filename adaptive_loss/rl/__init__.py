@@ -1,0 +1,1 @@
+"""Reinforcement learning of the loss monitor: replay, networks, the Deep Q-network."""

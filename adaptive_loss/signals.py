@@ -1,0 +1,237 @@
+"""Signals: what monitor, controller and rules see of a run, in unit-free, clipped form, computed once a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive_loss.gradients import LookAhead
+
+VERSION = 1
+"""Changes whenever a feature changes its meaning, so that a policy trained on other signals is refused."""
+
+TERM_FEATURES = (
+    "log_fast_over_slow",
+    "log_over_first",
+    "log_spread",
+    "log_gradient_share",
+    "cos_base",
+    "cos_probe",
+    "trust",
+    "log_weight_over_set_point",
+    "log_weight_over_start",
+)
+GLOBAL_FEATURES = (
+    "past_3_percent",
+    "past_10_percent",
+    "past_25_percent",
+    "past_50_percent",
+    "past_80_percent",
+    "past_110_percent",
+    "probe_slope",
+    "log_probe_over_train",
+    "log_gradient_norm",
+    "clip_rate",
+    "log_learning_rate",
+)
+_PROGRESS_CENTRES = (0.03, 0.1, 0.25, 0.5, 0.8, 1.1)
+_CLIP = 5.0
+_FAST, _SLOW, _GAIN = 0.9, 0.99, 0.8
+_FIRST_STEPS = 10
+
+
+class Average:
+    """Exponential moving average of a [K] vector, corrected for its start; NaN entries are left out.
+
+    mean = m / (1 − βⁿ) with m ← βm + (1−β)x, n counted an entry.
+    """
+
+    def __init__(self, size: int, decay: float) -> None:
+        self.decay = decay
+        self.sum = torch.zeros(size, dtype=torch.float64)
+        self.weight = torch.zeros(size, dtype=torch.float64)
+
+    def update(self, values: Tensor) -> None:
+        """Take in one vector of values; [K]."""
+        known = ~torch.isnan(values)
+        kept = 1 - (1 - self.decay) * known
+        self.sum = self.sum * kept + (1 - self.decay) * values.nan_to_num(0.0) * known
+        self.weight = self.weight * kept + (1 - self.decay) * known
+
+    @property
+    def mean(self) -> Tensor:
+        """[K] the averages, NaN where no value has come yet."""
+        return self.sum / self.weight
+
+
+class Signals:
+    """Running statistics of K terms, the whole training step and the look-aheads.
+
+    Log ratios need positive losses; once a term has been seen at or below 0, its differences are scaled by its
+    running spread instead.
+
+    Args:
+        n_terms: K.
+        total_steps: length of the run in optimizer steps; None where unknown (progress then stays 0).
+
+    Example:
+        >>> signals = Signals(2, total_steps=100)
+        >>> signals.update(torch.tensor([1.0, 2.0], dtype=torch.float64))
+        >>> signals.term_features(torch.ones(2), torch.ones(2), torch.ones(2)).shape
+        torch.Size([2, 9])
+    """
+
+    def __init__(self, n_terms: int, total_steps: int | None) -> None:
+        self.total_steps = total_steps
+        self.step = 0
+        self.fast, self.slow = Average(n_terms, _FAST), Average(n_terms, _SLOW)
+        self.square = Average(n_terms, _SLOW)
+        self.first = torch.full((n_terms,), math.nan, dtype=torch.float64)
+        self.counts = torch.zeros(n_terms, dtype=torch.float64)
+        self.signed = torch.zeros(n_terms, dtype=torch.bool)
+        self.gain = torch.zeros(n_terms, dtype=torch.float64)
+        self.gain_square = torch.zeros(n_terms, dtype=torch.float64)
+        self.cos_base = torch.zeros(n_terms, dtype=torch.float64)
+        self.cos_probe = torch.zeros(n_terms, dtype=torch.float64)
+        self.share = torch.full((n_terms,), 1.0 / n_terms, dtype=torch.float64)
+        self.look_aheads = 0
+        self.probe, self.probe_slope, self.probe_over_train = math.nan, 0.0, 0.0
+        self.norm = Average(1, _SLOW)
+        self.last_norm = math.nan
+        self.clips = Average(1, _SLOW)
+        self.first_rate = self.rate = math.nan
+
+    def update(
+        self, values: Tensor, *, gradient_norm: float = math.nan, clipped: bool = False, learning_rate: float = math.nan
+    ) -> None:
+        """Advance by one accepted optimizer step; ``values`` are the terms' losses, [K], NaN where absent."""
+        self.step += 1
+        known = ~torch.isnan(values)
+        self.signed |= known & (values <= 0)
+        self.fast.update(values)
+        self.slow.update(values)
+        self.square.update(values**2)
+        fresh = known & (self.counts < _FIRST_STEPS)
+        mean = torch.where(self.counts > 0, self.first, 0.0)
+        self.first = torch.where(fresh, mean + (values.nan_to_num(0.0) - mean) / (self.counts + 1), self.first)
+        self.counts += known
+        self.last_norm = gradient_norm
+        self.norm.update(torch.tensor([gradient_norm], dtype=torch.float64))
+        self.clips.update(torch.tensor([float(clipped)], dtype=torch.float64))
+        self.rate = learning_rate
+        if math.isnan(self.first_rate):
+            self.first_rate = learning_rate
+
+    def look(self, found: LookAhead, train: float) -> None:
+        """Take in one look-ahead; ``train`` is the base term's (or the weighted total's) value of the same step.
+
+        The trust statistic is tᵢ = EMA(h̃ᵢ)/√EMA(h̃ᵢ²) with decay 0.8, both averages started at 0, so a first
+        look-ahead counts for less than a settled one.
+        """
+        known = ~torch.isnan(found.gain)
+        self.gain = torch.where(known, _GAIN * self.gain + (1 - _GAIN) * found.gain, self.gain)
+        self.gain_square = torch.where(
+            known, _GAIN * self.gain_square + (1 - _GAIN) * found.gain**2, self.gain_square
+        )
+        self.cos_base = torch.where(known, found.cos_base, self.cos_base)
+        self.cos_probe = torch.where(known, found.cos_probe, self.cos_probe)
+        self.share = torch.where(known, found.share, self.share)
+        self.look_aheads += 1
+        self.see_objective(found.objective)
+        self.probe_over_train = log_ratio(found.objective, train)
+
+    def see_objective(self, objective: float) -> None:
+        """Take in a value of the objective on held-out data."""
+        if not math.isnan(self.probe):
+            self.probe_slope = 0.8 * self.probe_slope + 0.2 * log_ratio(objective, self.probe)
+        self.probe = objective
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the run that is done, or None where its length is unknown."""
+        return None if self.total_steps is None else self.step / self.total_steps
+
+    @property
+    def trust(self) -> Tensor:
+        """[K] tᵢ in [−1, 1]: how steadily the look-aheads say that term i deserves more weight."""
+        return self.gain / self.gain_square.sqrt().clamp_min(1e-300)
+
+    @property
+    def t_statistic(self) -> Tensor:
+        """[K] t of the look-aheads' mean: m/√((EMA(h̃²) − m²)/n), n = 9 the effective number behind decay 0.8."""
+        effective = (1 + _GAIN) / (1 - _GAIN)
+        variance = (self.gain_square - self.gain**2).clamp_min(1e-300)
+        return self.gain / (variance / effective).sqrt()
+
+    @property
+    def spread(self) -> Tensor:
+        """[K] running standard deviation of the losses."""
+        return (self.square.mean - self.slow.mean**2).clamp_min(0).sqrt()
+
+    def term_features(self, weights: Tensor, set_point: Tensor, start: Tensor) -> Tensor:
+        """[K, 9] in the order of ``TERM_FEATURES``, clipped to ±5; 0 where nothing is known yet. Arguments are [K]."""
+        columns = (
+            self._ratio(self.fast.mean, self.slow.mean),
+            self._ratio(self.slow.mean, self.first) / 5,
+            self.spread.clamp_min(1e-12).log() - self.slow.mean.abs().clamp_min(1e-12).log(),
+            self.share.clamp_min(1e-12).log(),
+            self.cos_base,
+            self.cos_probe,
+            self.trust,
+            _safe_log(weights) - _safe_log(set_point),
+            _safe_log(weights) - _safe_log(start),
+        )
+        return torch.stack(columns, dim=1).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
+
+    def global_features(self) -> Tensor:
+        """[11] in the order of ``GLOBAL_FEATURES``, clipped to ±5; 0 where nothing is known yet."""
+        progress = self.progress or 0.0
+        values = [math.tanh(10 * (progress - centre)) for centre in _PROGRESS_CENTRES]
+        values += [
+            10 * self.probe_slope,
+            self.probe_over_train,
+            log_ratio(self.last_norm, float(self.norm.mean)),
+            float(self.clips.mean),
+            log_ratio(self.rate, self.first_rate),
+        ]
+        return torch.tensor(values, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
+
+    def _ratio(self, top: Tensor, bottom: Tensor) -> Tensor:
+        log = top.clamp_min(1e-30).log() - bottom.clamp_min(1e-30).log()
+        return torch.where(self.signed, (top - bottom) / self.spread.clamp_min(1e-12), log)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors and numbers."""
+        return {name: _pack(value) for name, value in vars(self).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for name, value in vars(self).items():
+            loaded = state[name]
+            if isinstance(value, Average):
+                value.sum, value.weight = (part.clone() for part in loaded)
+            else:
+                setattr(self, name, loaded.clone() if isinstance(loaded, Tensor) else loaded)
+
+
+def log_ratio(top: float, bottom: float) -> float:
+    """log(top/bottom) for positive numbers, their difference scaled by the greater size otherwise; 0 where unknown."""
+    if not (math.isfinite(top) and math.isfinite(bottom)):
+        return 0.0
+    if top > 0 and bottom > 0:
+        return math.log(top / bottom)
+    return (top - bottom) / max(abs(top), abs(bottom), 1e-30)
+
+
+def _safe_log(weights: Tensor) -> Tensor:
+    return torch.where(weights > 0, weights, torch.ones_like(weights)).log()
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, Average):
+        return [value.sum.clone(), value.weight.clone()]
+    return value.clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,178 @@
+"""Image classification with four auxiliaries beside the cross-entropy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adaptive_loss.data.augment import augmenter, normalise
+from adaptive_loss.data.base import own_generator
+from adaptive_loss.losses import LossTerms
+from adaptive_loss.models.simple_cnn import SimpleCNN
+from adaptive_loss.probes import held_out
+from adaptive_loss.tasks import tasks
+from adaptive_loss.tasks.base import Task
+
+MEMORY_DECAY = 0.6
+TEMPERATURE = 0.2
+PROBE_BATCH = 64
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+    """λ·CE(z, y) + (1−λ)·CE(z, y′) for images mixed as λx + (1−λ)x′ (Zhang et al. 2018, "mixup").
+
+    Args:
+        logits: [B, C] of the mixed images.
+        labels, partners: [B] classes y and y′.
+        share: λ in [0, 1], 0-dim.
+    """
+    return share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, partners)
+
+
+def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """−mean over i of mean over its positives p of log softmax_{a≠i}(zᵢ·z_a/τ)_p (Khosla et al. 2020, eq. 2).
+
+    Args:
+        features: [B, D], normalised to unit length here.
+        labels: [B]; images of one class are each other's positives; an image without one counts 0.
+        temperature: τ > 0.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    self_pairs = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    log_share = F.log_softmax((unit @ unit.T / temperature).masked_fill(self_pairs, -1e9), dim=1)
+    positives = (labels[:, None] == labels) & ~self_pairs
+    return -((log_share * positives).sum(1) / positives.sum(1).clamp_min(1)).mean()
+
+
+def confidence_penalty(log_probabilities: Tensor) -> Tensor:
+    """KL(p ‖ uniform) = log C − H(p), mean over the batch (Pereyra et al. 2017, up to a constant). [B, C] → 0-dim."""
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
+    return math.log(log_probabilities.shape[1]) - entropy
+
+
+class PredictionMemory:
+    """A bias-corrected running mean of the predictions for every training image (Laine & Aila 2017).
+
+    Z ← αZ + (1−α)p each time an image is seen; the target is Z/(1−αⁿ) after n times, and does not exist before.
+
+    Args:
+        n_images, n_classes: size of the memory.
+        device: where it lives.
+    """
+
+    def __init__(self, n_images: int, n_classes: int, device: torch.device) -> None:
+        self.mean = torch.zeros(n_images, n_classes, device=device)
+        self.seen = torch.zeros(n_images, device=device)
+
+    def loss(self, rows: Tensor, log_probabilities: Tensor) -> Tensor | None:
+        """KL(target ‖ p), mean over the images seen before; None where there is none."""
+        known = self.seen[rows] > 0
+        if not known.any():
+            return None
+        rows = rows[known]
+        target = self.mean[rows] / (1 - MEMORY_DECAY ** self.seen[rows])[:, None]
+        return F.kl_div(log_probabilities[known], target, reduction="batchmean")
+
+    @torch.no_grad()
+    def update(self, rows: Tensor, log_probabilities: Tensor) -> None:
+        """Take in this step's predictions."""
+        self.mean[rows] = MEMORY_DECAY * self.mean[rows] + (1 - MEMORY_DECAY) * log_probabilities.detach().exp()
+        self.seen[rows] += 1
+
+
+@tasks.register("classify")
+class Classify(Task):
+    """Terms of a classifier; all but ``mixup`` share one forward pass.
+
+    - ``cross_entropy`` (base): on the augmented batch.
+    - ``mixup``: mixed-sample cross-entropy on half a batch, λ ~ U(0, 1).
+    - ``self_distillation``: KL to the model's own running-mean prediction for each image; absent in the first epoch.
+    - ``contrastive``: supervised-contrastive loss of the hidden features, τ = 0.2.
+    - ``confidence``: KL(p ‖ uniform).
+
+    The objective is the cross-entropy on the probe split; ``evaluate`` gives accuracy and cross-entropy.
+    """
+
+    terms = ("cross_entropy", "mixup", "self_distillation", "contrastive", "confidence")
+    base = "cross_entropy"
+
+    def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
+        super().__init__(config, data, device, **options)
+        channels, size, _ = data.image_shape
+        self.model = SimpleCNN(size, channels, len(data.classes)).to(device)
+        if channels == 3:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.augment = augmenter(config.augment, config.dataset)
+        self.augmenting = own_generator(config.seed, "augment")
+        self.mixing = own_generator(config.seed, "mixup")
+        self.memory = PredictionMemory(len(self.splits["train"]), len(data.classes), device)
+        probe = self.splits["probe"]
+        self.probe = held_out(
+            self._objective,
+            (probe.images, probe.labels),
+            batch_size=PROBE_BATCH,
+            model=self.model,
+            seed=own_generator(config.seed, "probe").initial_seed(),
+        )
+
+    def losses(self, rows: Tensor) -> LossTerms:
+        """The wanted terms on one batch."""
+        train = self.splits["train"]
+        rows = rows.to(self.device)
+        images = normalise(self.augment(train.images[rows], self.augmenting), self.mean, self.std)
+        labels = train.labels[rows]
+        features = self.model.features(images)
+        log_probabilities = F.log_softmax(self.model.classify(features).float(), dim=1)
+        terms: dict[str, Tensor | None] = {"cross_entropy": F.nll_loss(log_probabilities, labels)}
+        if "mixup" in self.wanted:
+            terms["mixup"] = self._mixup(images, labels)
+        if "self_distillation" in self.wanted:
+            terms["self_distillation"] = self.memory.loss(rows, log_probabilities)
+            self.memory.update(rows, log_probabilities)
+        if "contrastive" in self.wanted:
+            terms["contrastive"] = supervised_contrastive(features, labels)
+        if "confidence" in self.wanted:
+            terms["confidence"] = confidence_penalty(log_probabilities)
+        return {name: loss for name, loss in terms.items() if loss is not None and name in self.wanted}
+
+    def _mixup(self, images: Tensor, labels: Tensor) -> Tensor:
+        half = len(images) // 2
+        share = torch.rand((), generator=self.mixing).to(self.device)
+        partners = torch.randperm(len(images), generator=self.mixing)[:half].to(self.device)
+        logits = self.model(share * images[:half] + (1 - share) * images[partners])
+        return mixed_cross_entropy(logits.float(), labels[:half], labels[partners], share)
+
+    def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(normalise(images, self.mean, self.std)).float(), labels)
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> Mapping[str, float]:
+        """``accuracy`` as a fraction and ``loss``, the mean cross-entropy in nats."""
+        self.model.eval()
+        right, loss, count = 0, 0.0, 0
+        for images, labels in self.evaluation_batches(split):
+            logits = self.model(normalise(images, self.mean, self.std)).float()
+            right += int((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+            count += len(labels)
+        self.model.train()
+        return {"accuracy": right / count, "loss": loss / count}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generators and the prediction memory."""
+        return {
+            "augmenting": self.augmenting.get_state(),
+            "mixing": self.mixing.get_state(),
+            "memory": [self.memory.mean, self.memory.seen],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.augmenting.set_state(state["augmenting"])
+        self.mixing.set_state(state["mixing"])
+        self.memory.mean, self.memory.seen = (part.to(self.device) for part in state["memory"])

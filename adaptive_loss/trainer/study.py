@@ -1,0 +1,248 @@
+"""A study from its flags to its results: modes × seeds, the results files, the tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adaptive_loss import records
+from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.trainer import plan
+from adaptive_loss.trainer.progress import Progress
+from adaptive_loss.trainer.simple_ablation_analysis import PAIRS, compare, printable, summarise
+from adaptive_loss.trainer.studies import Result, Spec, check_folders, finished, run_all
+from adaptive_loss.trainer.tuning import find_weights, trial_specs
+from adaptive_loss.utils.config import (
+    RunConfig,
+    Settings,
+    differences,
+    from_json,
+    resolve_device,
+    run_config,
+    start_weights,
+    to_json,
+    validate,
+)
+
+# A study's name for a mode, where the run itself is another mode: a phase-1 run calls the full system `adaptive`,
+# and `tuned` is the baseline with the weights that a search found.
+RUN_AS = {"adaptive": "full", "tuned": "baseline"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags(Settings):
+    """What every study takes besides the settings of its runs."""
+
+    seeds: tuple[int, ...] = (1, 42, 123)
+    """Seeds; every mode runs each of them, paired."""
+    jobs: int = 0
+    """Runs at a time, each in its own process; 0 is one a core."""
+    dry_run: bool = False
+    """Show what would run, the time and the disk, and start nothing."""
+    json: bool = False
+    """Print one JSON document instead of tables."""
+    config: Path | None = None
+    """A JSON file of flags, such as those in experiments/; flags given here override it."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Modes × seeds with common settings, written to ``output`` (a .csv) and the .json of the same stem."""
+
+    settings: Settings
+    modes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    output: Path
+    folder: Path
+    trials: int = 24
+    argv: tuple[str, ...] = ()
+    start: float = field(default_factory=time.time)
+    tuned: Mapping[str, float] | None = None
+
+    def specs(self) -> list[Spec]:
+        """A run for every mode and seed, in the order of the results."""
+        return [self._spec(mode, seed) for mode in self.modes for seed in self.seeds]
+
+    def _spec(self, mode: str, seed: int) -> Spec:
+        weights = self.tuned if mode == "tuned" and self.tuned is not None else self.settings.weights
+        config = run_config(self.settings, mode=RUN_AS.get(mode, mode), seed=seed, weights=dict(weights))
+        return Spec(mode, config, self.folder / mode / f"seed_{seed}")
+
+    def trial_specs(self) -> list[Spec]:
+        """The runs that ``tuned`` needs before its own; none if the study has no such mode."""
+        if "tuned" not in self.modes:
+            return []
+        return trial_specs(self._spec("tuned", 0).config, task_terms(self.settings), self.folder / "tuned", self.trials)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The comparisons to make: every other mode with ``baseline``, then the full system with each control."""
+        with_baseline = [(mode, "baseline") for mode in self.modes if mode != "baseline"]
+        return with_baseline + [pair for pair in PAIRS if pair[1] != "baseline"]
+
+    def document(self) -> dict[str, Any]:
+        """The configuration that the results file records."""
+        shared = {name: value for name, value in to_json(self.settings).items() if name in to_json(Settings())}
+        return {**shared, "modes": list(self.modes), "seeds": list(self.seeds), "trials": self.trials}
+
+    def write(self, rows: Sequence[Result]) -> None:
+        """Replace the results files by these rows, atomically."""
+        provenance = records.provenance(self.argv, self.start)
+        records.write_results(self.output, rows, self.document(), self.pairs(), provenance)
+
+    def is_written(self, rows: Sequence[Result]) -> bool:
+        """Whether the results files hold these rows already; writing again would lose when and how long they took."""
+        try:
+            there = records.read_results(self.output)
+        except (OSError, RunError):
+            return False
+        held = {(row.mode, row.seed, row.status) for row in there}
+        return self.output.with_suffix(".json").exists() and held == {
+            (row["mode"], row["seed"], row["status"]) for row in rows
+        }
+
+
+def task_terms(settings: Settings) -> list[str]:
+    """The names of the task's terms, the base first."""
+    from adaptive_loss.tasks import tasks
+
+    return list(tasks.get(settings.task).terms)
+
+
+def prepare(settings: Settings) -> None:
+    """Meet once, before the first run, what would stop every run: absent data or device, a term that is not there.
+
+    A download happens here, once and with its progress in sight, not in each worker.
+    """
+    from adaptive_loss.data import datasets
+
+    resolve_device(settings.device)
+    start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
+    size = {} if settings.subset is None else {"subset": settings.subset}
+    datasets.get(settings.dataset)(settings.data_dir, seed=settings.data_seed, **size)
+
+
+def check(study: Study) -> None:
+    """Raise :class:`UsageError` for whatever can be known to be wrong before the first run."""
+    _check_list("seeds", study.seeds)
+    _check_list("modes", study.modes)
+    if study.trials < 1:
+        raise UsageError(f"--trials is {study.trials}; give at least 1")
+    specs = study.specs()
+    for spec in specs:
+        validate(spec.config)
+    check_output(study)
+    check_folders([spec for spec in specs if spec.label != "tuned"])
+
+
+def _check_list(name: str, values: Sequence[object]) -> None:
+    if not values:
+        raise UsageError(f"--{name} is empty; give at least one")
+    for value in values:
+        if values.count(value) > 1:
+            raise UsageError(f"--{name}: {value} is given twice; give each once")
+
+
+def check_output(study: Study) -> None:
+    """Refuse to replace results of another configuration, or ones that hold runs this study would drop."""
+    beside = study.output.with_suffix(".json")
+    if study.output.suffix != ".csv" or study.output.is_dir():
+        raise UsageError(f"{study.output} is not the name of a .csv file; choose another --output")
+    if not study.output.exists() and not beside.exists():
+        return
+    try:
+        there = json.loads(beside.read_text(encoding="utf-8"))["config"]
+        theirs = _as_run(there)
+        dropped = [str(v) for key in ("modes", "seeds") for v in there[key] if v not in study.document()[key]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{study.output} has no {beside.name} of a study beside it; move it away or choose another output"
+        ) from None
+    changes = differences(theirs, _as_run(study.document()))
+    if changes:
+        raise UsageError(
+            f"{study.output} belongs to another configuration: {'; '.join(changes)}; choose another output"
+        )
+    if dropped:
+        raise UsageError(f"{study.output} also holds {', '.join(dropped)}; ask for them too or choose another output")
+
+
+def _as_run(document: Mapping[str, Any]) -> RunConfig:
+    known = to_json(RunConfig())
+    return from_json({name: value for name, value in document.items() if name in known})
+
+
+def run_study(study: Study, flags: StudyFlags) -> int:
+    """Do the study and print its tables; the exit code."""
+    check(study)
+    if flags.dry_run:
+        return plan.show([*study.trial_specs(), *study.specs()], flags.jobs, flags.json)
+    if any(finished(spec) is None for spec in study.specs()):
+        prepare(study.settings)
+    rows = complete(study, flags.jobs)
+    if flags.json:
+        print(study.output.with_suffix(".json").read_text(encoding="utf-8").rstrip())
+    else:
+        print(tables(study, rows))
+    failed = [row for row in rows if row["status"] != "ok"]
+    if failed:
+        first = f"{failed[0]['mode']} seed {failed[0]['seed']} {failed[0]['status']}"
+        raise RunError(
+            f"{len(failed)} of {len(rows)} runs failed, the first: {first}; the same command tries them again"
+        )
+    return 0
+
+
+def complete(study: Study, jobs: int) -> list[Result]:
+    """Do what is left of the study, writing the results after every run; every row."""
+    trials = study.trial_specs()
+    done = {(spec.label, spec.config.seed): row for spec in study.specs() if (row := finished(spec)) is not None}
+    before = len(done) + sum(finished(trial) is not None for trial in trials)
+
+    def keep(spec: Spec, row: Result) -> None:
+        done[spec.label, spec.config.seed] = row
+        study.write(list(done.values()))
+        progress.done(spec, row)
+
+    with Progress(len(trials) + len(study.specs()), before) as progress:
+        if trials:
+            study = replace(study, tuned=_tuned_weights(study, jobs, progress))
+        rows = run_all(study.specs(), jobs, quiet=True, on_row=keep)
+    if not study.is_written(rows):
+        study.write(rows)
+    return rows
+
+
+def _tuned_weights(study: Study, jobs: int, progress: Progress) -> dict[str, float]:
+    config, terms = study.trial_specs()[0].config, task_terms(study.settings)
+    return find_weights(config, terms, study.folder / "tuned", study.trials, jobs, on_row=progress.done)
+
+
+def tables(study: Study, rows: Sequence[Result]) -> str:
+    """The study's means by mode and paired differences, as plain text."""
+    lines = [f"{'mode':<18}{'n':>3}{'failed':>8}   test accuracy (%), 95% interval"]
+    for mode, entry in summarise(rows).items():
+        lines.append(f"{printable(mode):<18}{entry['n']:>3}{entry['failed']:>8}   {_accuracy(entry)}")
+    lines += ["", "difference in percentage points, paired by seed, 95% interval"]
+    lines += [f"{item['a'] + ' - ' + item['b']:<36}{_difference(item)}" for item in compare(rows, study.pairs())]
+    if len(study.seeds) < 5:
+        lines.append("\nWarning: fewer than five seeds prove nothing")
+    return "\n".join([*lines, f"\nwritten: {study.output} and {study.output.with_suffix('.json').name}"])
+
+
+def _accuracy(entry: Mapping[str, Any]) -> str:
+    if entry["mean"] is None:
+        return "none finished"
+    ends = entry["interval95"]
+    return f"{100 * entry['mean']:.2f}" + (f"  [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else "")
+
+
+def _difference(item: Mapping[str, Any]) -> str:
+    if item["difference"] is None:
+        return "no seed finished in both"
+    ends, p = item["interval95"], item["p"]
+    interval = f"  [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else ""
+    return f"{item['difference']:+.2f}{interval}" + (f"  p {p:.3g}" if p is not None else "")

@@ -1,0 +1,45 @@
+"""One run of any task: ``adaptive-loss train vae --adaptive --output-dir results/vae``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from adaptive_loss.errors import UsageError
+from adaptive_loss.modes import modes
+from adaptive_loss.trainer.single import SingleFlags, run_single
+from adaptive_loss.utils.commands import command, parse
+
+PROG = "adaptive-loss train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(SingleFlags):
+    """The flags of one run of a task."""
+
+    task: tyro.conf.Positional[str] = "classify"
+    """What is learned: a file name in adaptive_loss/tasks."""
+    adaptive: bool = False
+    """Short for --mode full: the whole adaptive system."""
+    mode: str | None = None
+    """What adapts the weights: a file name in adaptive_loss/modes; baseline where neither is given."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    flags = parse(Flags, argv, PROG, "Train one task once.")
+    if flags.adaptive and flags.mode is not None:
+        raise UsageError("--adaptive and --mode exclude each other; give one of them")
+    mode = "full" if flags.adaptive else flags.mode or "baseline"
+    if flags.output_dir == Flags.output_dir:  # two tasks must not meet in one folder
+        flags = replace(flags, output_dir=Path(f"results/train_{flags.task}"))
+    return run_single(flags, modes.aliases.get(mode, mode))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Logging and measuring; importing this package imports no torch."""

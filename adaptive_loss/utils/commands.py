@@ -1,0 +1,190 @@
+"""What every command shares: flags parsed into a dataclass, and errors that are one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, get_origin
+
+from adaptive_loss.errors import RunError, UsageError
+
+T = TypeVar("T")
+
+
+class Main(Protocol):
+    """A command: takes its arguments, by default the process's own, and gives back the exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+EXTRAS = {"joblib": "study", "scipy": "study", "tensorboard": "tensorboard", "matplotlib": "report", "jinja2": "report",
+          "gymnasium": "rl", "stable_baselines3": "rl", "cma": "meta"}  # fmt: skip
+
+
+def command(main: Callable[[Sequence[str] | None], int]) -> Main:
+    """Turn the errors of a command's ``main(argv)`` into one ``error:`` line on stderr and its exit code."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UsageError as error:
+            return complain(error, 2)
+        except (RunError, OSError) as error:
+            return _closed_pipe() if isinstance(error, BrokenPipeError) else complain(error, 1)
+        except ModuleNotFoundError as error:
+            return complain(missing_extra(error), 1)
+        except KeyboardInterrupt:
+            return complain("interrupted; run the same command again to go on", 130)
+
+    return wrapped
+
+
+def complain(error: object, code: int) -> int:
+    """Print ``error`` as one line on stderr and give back ``code``."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """The line that names what to install for a module that is not there; raises ``error`` if it is no extra."""
+    extra = EXTRAS.get((error.name or "").split(".")[0])
+    if extra is None:
+        raise error
+    return f"{error.name} is not installed; run: pip install 'adaptive-loss[{extra}]'"
+
+
+def _closed_pipe() -> int:
+    # The reader of our output has gone (`| head`); what Python flushes at exit must not complain either.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def parse(cls: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
+    """An instance of the dataclass ``cls`` from command-line flags; hyphens and underscores are the same.
+
+    Raises:
+        UsageError: a flag that is unknown, lacks its value or has a wrong one.
+        SystemExit: after ``--help`` was printed (code 0).
+    """
+    import tyro
+
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            args = expand_config(list(sys.argv[1:] if argv is None else argv))
+            return tyro.cli(cls, args=args, prog=prog, description=description, registry=_registry())
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise UsageError(_one_line(captured.getvalue(), prog))
+
+
+def command_line(prog: str, argv: Sequence[str] | None) -> tuple[str, ...]:
+    """The command as it was typed, for the provenance of its results."""
+    return tuple(sys.orig_argv) if argv is None else (*prog.split(), *argv)
+
+
+def expand_config(args: list[str]) -> list[str]:
+    """``args`` with the flags of the file behind ``--config`` put before them, so that those typed win.
+
+    Raises:
+        UsageError: the file is missing or is no JSON object of flags.
+    """
+    path = next((_value(args, i) for i, arg in enumerate(args) if arg.partition("=")[0] == "--config"), None)
+    if path is None:
+        return args
+    try:
+        with open(path, encoding="utf-8") as file:
+            flags = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--config {path}: cannot be read as JSON ({error}); name a file such as experiments/*.json"
+        ) from None
+    if not isinstance(flags, dict):
+        raise UsageError(f"--config {path}: holds no JSON object of flags; see experiments/ for examples")
+    return [word for name, value in flags.items() for word in _as_flag(name, value)] + args
+
+
+def _value(args: list[str], at: int) -> str | None:
+    _, equals, value = args[at].partition("=")
+    return value if equals else args[at + 1] if at + 1 < len(args) else None
+
+
+def _as_flag(name: str, value: Any) -> list[str]:
+    """One entry of a configuration file as words of a command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, dict):
+        return [f"--{flag}", *(f"{key}={item}" for key, item in value.items())]
+    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def parse_weights(items: Sequence[str]) -> dict[str, float]:
+    """``["kd=0.5", "conf=1"]`` as ``{"kd": 0.5, "conf": 1.0}``."""
+    weights: dict[str, float] = {}
+    for item in items:
+        term, _, value = item.partition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            raise ValueError(f"{item!r} is not TERM=NUMBER, such as --weights {term or 'term'}=0.5") from None
+        if not term or term in weights:
+            raise ValueError(f"{item!r} names {'a term twice' if term else 'no term'}; give TERM=NUMBER once a term")
+        weights[term] = weight
+    return weights
+
+
+def _registry() -> Any:
+    """tyro's rules plus ours: a dictionary is written TERM=VALUE."""
+    import tyro
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        if get_origin(info.type) is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="TERM=VALUE ...",
+            instance_from_str=parse_weights,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{term}={weight}" for term, weight in value.items()],
+        )
+
+    return registry
+
+
+PHRASES = (
+    (r"^Error parsing (--[\w-]+): (.*)$", r"\1: \2"),
+    (r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number"),
+    (r"could not convert string to float: ('.*')", r"\1 is not a number"),
+    (r"no type matching \S+ could be instantiated from \[(.*?)\].*", r"\1 is not a value it takes"),
+    (r"^Unrecognized options: (.*)$", r"unknown option \1"),
+    (r"^Missing value for argument '(--[\w-]+)'.*$", r"\1 needs a value"),
+    (
+        r"^invalid choice (.*) for argument '(--[\w-]+)'. Expected one of \((.*?),?\)\.?$",
+        r"\2: unknown value \1; choose from: \3",
+    ),
+)
+
+
+def _one_line(box: str, prog: str) -> str:
+    """The message of the box that tyro draws around a parsing error, as one line of ours."""
+    rows = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    blocks = [block.split() for block in "\n".join(rows[1:]).split("─")]
+    parts = [" ".join(block) for block in blocks if block]
+    message = parts[0] if parts else "these flags cannot be read"
+    for pattern, replacement in PHRASES:
+        message = re.sub(pattern, replacement, message)
+    hint = next((re.search(r"--[\w-]+", part) for part in parts if part.startswith("Perhaps you meant")), None)
+    return f"{message}{f'; did you mean {hint.group()}?' if hint else ''} (see {prog} --help)"

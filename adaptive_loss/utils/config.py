@@ -1,0 +1,164 @@
+"""What one training run is: a typed, saved and loaded configuration. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from adaptive_loss.errors import UsageError
+
+# Where the data lies and what computes it do not change what a run is, so they may differ when it is resumed.
+NOT_IDENTITY = ("data_dir", "device", "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the runs of one study share; every command that trains takes these as flags."""
+
+    task: str = "classify"
+    """What is learned: a file name in adaptive_loss/tasks."""
+    dataset: str = "cifar10"
+    """Which images: cifar10 (downloaded once) or digits (embedded)."""
+    epochs: int = 25
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Images a step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Start weights; a term not named starts from 1."""
+    weighting: str = "fixed"
+    """Base weighting rule: a file name in adaptive_loss/weighting."""
+    augment: Literal["standard", "none"] = "standard"
+    """Augmentation of the training images."""
+    subset: int | None = None
+    """Images used for train, probe and select together; None is the dataset's own number."""
+    data_seed: int = 0
+    """Seed of the subset and its splits; the same for every run of a study."""
+    data_dir: Path = Path("data")
+    """Where the data is, or is downloaded to."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What trains: auto takes CUDA where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic: auto takes bf16 where the processor has it."""
+    threads: int = 1
+    """CPU threads a run; 0 is one a core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
+    """One training run, entirely."""
+
+    mode: str = "baseline"
+    """What adapts the weights: a file name in adaptive_loss/modes."""
+    seed: int = 42
+    """Seed of initialisation, order and augmentation."""
+
+
+def run_config(settings: Settings, *, mode: str, seed: int, **changes: Any) -> RunConfig:
+    """The run that ``settings`` (or any dataclass that extends them) describe, with that mode and seed."""
+    shared = {f.name: getattr(settings, f.name) for f in fields(Settings)}
+    return RunConfig(**{**shared, "mode": mode, "seed": seed, **changes})
+
+
+def validate(config: RunConfig) -> None:
+    """Raise :class:`UsageError`, naming the flag and the fix, for anything that can be known before training."""
+    for name in ("epochs", "batch_size"):
+        _check_positive(name, getattr(config, name), "a whole number of at least 1")
+    _check_positive("lr", config.lr, "a finite number above 0, such as 1e-3")
+    if config.subset is not None:
+        _check_positive("subset", config.subset, "a whole number of at least 1")
+    for name in ("threads", "seed", "data_seed"):
+        if getattr(config, name) < 0:
+            raise UsageError(f"--{_flag(name)} is {getattr(config, name)}; give 0 or more")
+    _check_weights(config.weights)
+    _check_names(config)
+
+
+def start_weights(config: RunConfig, terms: Sequence[str]) -> dict[str, float]:
+    """The start weight of every term in ``terms``: 1 unless ``--weights`` says otherwise.
+
+    Raises:
+        UsageError: a weight for a term that is not there, or no term left with a weight above 0.
+    """
+    unknown = [name for name in config.weights if name not in terms]
+    if unknown:
+        raise UsageError(f"--weights names the unknown term {unknown[0]!r}; choose from: {', '.join(terms)}")
+    weights = {name: float(config.weights.get(name, 1.0)) for name in terms}
+    if not any(weights.values()):
+        raise UsageError("--weights leaves every term at 0; give at least one term a weight above 0")
+    return weights
+
+
+def resolve_device(device: str) -> str:
+    """``"cpu"`` or ``"cuda"`` for what ``--device`` asked; :class:`UsageError` where CUDA is asked for and absent."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is available here; use --device cpu or --device auto")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def core_count() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def to_json(config: Settings) -> dict[str, Any]:
+    """A dictionary ready for ``json.dump``; :func:`from_json` reads it back equal."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def from_json(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration that :func:`to_json` wrote; :class:`UsageError` names a field it does not know."""
+    known = {f.name for f in fields(RunConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"unknown configuration field {unknown[0]!r}; the fields are: {', '.join(sorted(known))}")
+    data_dir = Path(values.get("data_dir", RunConfig.data_dir))
+    return RunConfig(**{**values, "data_dir": data_dir, "weights": dict(values.get("weights", {}))})
+
+
+def differences(there: RunConfig, here: RunConfig) -> list[str]:
+    """What makes two runs different ones, as ``"epochs 25 there, 30 here"``; empty for the same run."""
+    pairs = [(f.name, getattr(there, f.name), getattr(here, f.name)) for f in fields(RunConfig)]
+    return [f"{name} {a} there, {b} here" for name, a, b in pairs if a != b and name not in NOT_IDENTITY]
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _check_positive(name: str, value: float, wanted: str) -> None:
+    if not math.isfinite(value) or value <= 0:
+        raise UsageError(f"--{_flag(name)} is {value}; give {wanted}")
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    for term, weight in weights.items():
+        if not math.isfinite(weight) or weight < 0:
+            raise UsageError(f"--weights {term}={weight}: a weight is a finite number of at least 0")
+
+
+def _check_names(config: RunConfig) -> None:
+    # Imported here so that reading a configuration needs no other part of the library.
+    from adaptive_loss.data import datasets
+    from adaptive_loss.modes import modes
+    from adaptive_loss.tasks import tasks
+    from adaptive_loss.weighting import weightings
+
+    choices = (
+        (tasks, config.task),
+        (datasets, config.dataset),
+        (modes, config.mode),
+        (weightings, config.weighting),
+    )
+    for registry, name in choices:
+        registry.resolve(name)

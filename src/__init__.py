@@ -1,0 +1,1 @@
+"""The module names of the earlier prototype, as a doorway to ``adaptive_loss``."""

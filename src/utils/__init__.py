@@ -1,0 +1,1 @@
+"""The earlier prototype's helpers, as a doorway to ``adaptive_loss.utils``."""

@@ -1,0 +1,3 @@
+"""Doorway to :mod:`adaptive_loss.utils.config`."""
+
+from adaptive_loss.utils.config import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Doorway to :mod:`adaptive_loss.utils.logging`."""
+
+from adaptive_loss.utils.logging import *  # noqa: F403

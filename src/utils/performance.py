@@ -1,0 +1,3 @@
+"""Doorway to :mod:`adaptive_loss.utils.performance`."""
+
+from adaptive_loss.utils.performance import *  # noqa: F403

@@ -1,0 +1,191 @@
+"""Configurations: what they refuse, that they survive the disk, and how flags become one."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.utils.commands import command, parse, parse_weights
+from adaptive_loss.utils.config import (
+    RunConfig,
+    Settings,
+    differences,
+    from_json,
+    resolve_device,
+    run_config,
+    start_weights,
+    to_json,
+    validate,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """Flags of a command."""
+
+    seeds: tuple[int, ...] = (1, 42)
+    """Seeds."""
+    dry_run: bool = False
+    """Start nothing."""
+
+
+def flags(*argv: str) -> Flags:
+    return parse(Flags, argv, "prog", "A command.")
+
+
+def test_json_round_trip_keeps_every_field() -> None:
+    config = RunConfig(weights={"ce": 1.0, "kd": 0.25}, subset=500, data_dir=Path("a/b"), mode="full", seed=7, lr=3e-4)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_unknown_field_of_a_saved_configuration_is_named() -> None:
+    with pytest.raises(UsageError, match="momentum"):
+        from_json({"momentum": 0.9})
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "lr"])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+def test_useless_numbers_are_refused_with_their_flag(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
+        validate(replace(RunConfig(), **{name: value}))
+
+
+@pytest.mark.parametrize("weight", [-0.5, math.nan, math.inf])
+def test_useless_weights_are_refused_with_their_term(weight: float) -> None:
+    with pytest.raises(UsageError, match="kd="):
+        validate(RunConfig(weights={"kd": weight}))
+
+
+@pytest.mark.parametrize("change", [{"task": "x"}, {"dataset": "x"}, {"mode": "x"}, {"weighting": "x"}])
+def test_unknown_names_are_refused_with_the_choices(change: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=f"unknown {next(iter(change))} 'x'; choose from"):
+        validate(replace(RunConfig(), **change))
+
+
+def test_start_weights_default_to_one_and_know_the_terms() -> None:
+    assert start_weights(RunConfig(weights={"kd": 0}), ["ce", "kd"]) == {"ce": 1.0, "kd": 0.0}
+    with pytest.raises(UsageError, match="unknown term 'kl'; choose from: ce, kd"):
+        start_weights(RunConfig(weights={"kl": 1}), ["ce", "kd"])
+    with pytest.raises(UsageError, match="every term at 0"):
+        start_weights(RunConfig(weights={"ce": 0, "kd": 0}), ["ce", "kd"])
+
+
+def test_differences_ignore_where_data_lies_and_what_computes() -> None:
+    here = RunConfig(epochs=30)
+    assert differences(replace(here, data_dir=Path("/x"), device="cpu", threads=4), here) == []
+    assert differences(RunConfig(), here) == ["epochs 25 there, 30 here"]
+
+
+def test_a_study_s_flags_become_its_runs() -> None:
+    config = run_config(flags("--epochs", "3"), mode="full", seed=9)
+    assert (config.epochs, config.mode, config.seed) == (3, "full", 9)
+
+
+def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(UsageError, match="--device cuda"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--batch_size"])
+def test_hyphens_and_underscores_are_the_same(flag: str) -> None:
+    assert flags(flag, "5").batch_size == flags(f"{flag}=5").batch_size == 5
+
+
+def test_several_values_after_one_flag() -> None:
+    parsed = flags("--seeds", "1", "2", "3", "--weights", "ce=1", "kd=1e-2", "--dry_run")
+    assert (parsed.seeds, parsed.weights, parsed.dry_run) == ((1, 2, 3), {"ce": 1.0, "kd": 0.01}, True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--bogus", "3"], "unknown option --bogus"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["--epochs"], "--epochs needs a value"),
+        (["--epochs", "many"], "--epochs: 'many' is not a whole number"),
+        (["--lr", "fast"], "--lr: 'fast' is not a number"),
+        (["--subset", "x"], "--subset: 'x' is not a value it takes"),
+        (["--seeds", "1", "x"], "--seeds"),
+        (["--augment", "all"], "--augment: unknown value 'all'; choose from: 'standard', 'none'"),
+        (["--weights", "ce"], "'ce' is not TERM=NUMBER"),
+        (["stray"], "unknown option stray"),
+    ],
+)
+def test_parse_errors_are_one_line_that_names_the_flag(argv: list[str], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        flags(*argv)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "prog --help" in str(caught.value)
+
+
+@pytest.mark.parametrize("item", ["ce", "ce=", "=1", "ce=x"])
+def test_weights_that_cannot_be_read(item: str) -> None:
+    with pytest.raises(ValueError, match="TERM=NUMBER"):
+        parse_weights([item])
+
+
+def test_a_term_given_twice() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        parse_weights(["ce=1", "ce=2"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("bad --flag"), 2),
+        (RunError("no\ndisk"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (KeyboardInterrupt(), 130),
+        (ModuleNotFoundError("x", name="joblib"), 1),
+    ],
+)
+def test_errors_are_one_line_and_a_code(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def main(argv: object = None) -> int:
+        raise error
+
+    assert main([]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_programming_error_is_not_hidden() -> None:
+    @command
+    def main(argv: object = None) -> int:
+        raise ModuleNotFoundError("no module", name="adaptive_loss.nowhere")
+
+    with pytest.raises(ModuleNotFoundError):
+        main([])
+
+
+def test_flags_from_a_file_give_way_to_typed_ones(tmp_path: Path) -> None:
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"epochs": 3, "seeds": [4, 5], "weights": {"kd": 0.5}, "dry_run": True}))
+
+    @dataclass(frozen=True, kw_only=True)
+    class WithFile(Flags):
+        """Flags with a file."""
+
+        config: Path | None = None
+        """The file."""
+
+    parsed = parse(WithFile, ["--config", str(file), "--epochs", "7"], "prog", "A command.")
+    assert (parsed.epochs, parsed.seeds, parsed.weights, parsed.dry_run) == (7, (4, 5), {"kd": 0.5}, True)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_damaged_file_of_flags(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "study.json"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=r"study\.json"):
+        flags("--config", str(file))

@@ -1,0 +1,369 @@
+"""Studies with a stubbed training run: resumption, refusal, failures, results on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from adaptive_loss import records
+from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.trainer import run_ablation_study, run_phase1_experiments, study, train_phase1, tuning
+from adaptive_loss.trainer.studies import Spec, finished, run_all
+from adaptive_loss.utils.config import RunConfig, to_json
+
+TERMS = ["ce", "kd"]
+Fake = Callable[..., dict[str, Any]]
+
+
+def fake_run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+    """A training run that takes no time; its accuracy depends on mode and seed, and is best for kd near 0.1."""
+    accuracy = 0.5 + 0.01 * len(config.mode) + 0.001 * (config.seed % 7)
+    accuracy -= 0.01 * abs(config.weights.get("kd", 1.0) - 0.1)
+    row = dict.fromkeys(records.COLUMNS, 0) | {"mode": config.mode, "seed": config.seed, "status": "ok"}
+    row |= {"epochs": config.epochs, "test_accuracy": accuracy, "test_loss": 1.0, "select_accuracy": accuracy}
+    row |= {"train_seconds": 2.0}
+    (folder / "config.json").write_text(json.dumps(to_json(config)))
+    (folder / "metrics.csv").write_text("epoch\n1\n")
+    (folder / "result.json").write_text(json.dumps(row))
+    return row
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Stub the training loop under the commands; the (mode, seed) it was called with."""
+    made: list[tuple[str, int]] = []
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        made.append((config.mode, config.seed))
+        return fake_run(config, folder, quiet=quiet)
+
+    loop = ModuleType("adaptive_loss.trainer.loop")
+    loop.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "adaptive_loss.trainer.loop", loop)
+    monkeypatch.setattr("adaptive_loss.trainer.loop", loop, raising=False)
+    monkeypatch.setattr(study, "prepare", lambda settings: None)
+    monkeypatch.setattr("adaptive_loss.trainer.single.prepare", lambda settings: None)
+    monkeypatch.setattr(study, "task_terms", lambda settings: TERMS)
+    return made
+
+
+def specs(folder: Path, *seeds: int, **changes: Any) -> list[Spec]:
+    config = replace(RunConfig(), **changes)
+    return [Spec(config.mode, replace(config, seed=seed), folder / config.mode / f"seed_{seed}") for seed in seeds]
+
+
+def ablate(folder: Path, *more: str, seeds: tuple[int, ...] = (1, 42)) -> int:
+    argv = ["--output_dir", str(folder), "--jobs", "1", "--seeds", *map(str, seeds), *more]
+    return run_ablation_study.main(argv)
+
+
+# The engine ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_in_the_order_of_the_specs_under_their_labels(tmp_path: Path) -> None:
+    asked = [replace(spec, label="adaptive") for spec in specs(tmp_path, 3, 1, 2)]
+    rows = run_all(asked, 1, True, run=fake_run)
+    assert [(row["mode"], row["seed"]) for row in rows] == [("adaptive", 3), ("adaptive", 1), ("adaptive", 2)]
+
+
+def test_a_done_run_is_not_done_again_and_an_unfinished_one_is(tmp_path: Path) -> None:
+    asked = specs(tmp_path, 1, 2, 3)
+    first = run_all(asked, 1, True, run=fake_run)
+    (asked[1].folder / "result.json").unlink()
+    (asked[2].folder / "result.json").write_text('{"status": "ok"')  # torn
+    again: list[int] = []
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        again.append(config.seed)
+        return fake_run(config, folder, quiet=quiet)
+
+    assert run_all(asked, 1, True, run=run) == first
+    assert again == [2, 3]
+
+
+def test_a_folder_of_another_configuration_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    run_all(specs(tmp_path, 2), 1, True, run=fake_run)
+    with pytest.raises(UsageError, match="epochs 25 there, 30 here; choose another --output_dir"):
+        run_all(specs(tmp_path, 1, 2, epochs=30), 1, True, run=fake_run)
+    assert not (tmp_path / "baseline/seed_1").exists()
+
+
+def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="is a file"):
+        run_all(specs(tmp_path / "out", 1), 1, True, run=fake_run)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_run_with_damaged_configuration_is_not_overwritten(tmp_path: Path) -> None:
+    (spec,) = specs(tmp_path, 1)
+    run_all([spec], 1, True, run=fake_run)
+    (spec.folder / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json is missing or damaged"):
+        run_all([spec], 1, True, run=fake_run)
+
+
+def test_a_failing_run_is_a_row_with_its_traceback_kept_and_is_tried_again(tmp_path: Path) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        if config.seed == 2:
+            raise RuntimeError("loss 'kd'\nis NaN")
+        return fake_run(config, folder, quiet=quiet)
+
+    asked = specs(tmp_path, 1, 2, 3)
+    rows = run_all(asked, 1, True, run=run)
+    assert [row["status"] for row in rows] == ["ok", "failed: loss 'kd' is NaN", "ok"]
+    assert rows[1]["test_accuracy"] is None
+    assert "Traceback" in (asked[1].folder / "error.txt").read_text()
+    assert [row["status"] for row in run_all(asked, 1, True, run=fake_run)] == ["ok"] * 3
+    assert not (asked[1].folder / "error.txt").exists()
+
+
+def test_a_usage_error_in_a_run_stops_the_study(tmp_path: Path) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        raise UsageError("--weights names the unknown term 'x'")
+
+    with pytest.raises(UsageError, match="unknown term"):
+        run_all(specs(tmp_path, 1, 2), 1, True, run=run)
+
+
+def local_fake() -> Fake:
+    """A stub that worker processes can have: defined in a function, it travels by value, without this module."""
+    names = records.COLUMNS
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        import json
+        import os
+        import signal
+
+        from adaptive_loss.utils.config import to_json
+
+        if config.seed == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        row = dict.fromkeys(names, 0) | {"mode": config.mode, "seed": config.seed, "status": "ok"}
+        (folder / "config.json").write_text(json.dumps(to_json(config)))
+        (folder / "metrics.csv").write_text("epoch\n1\n")
+        (folder / "result.json").write_text(json.dumps(row))
+        return row
+
+    return run
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_dead_worker_is_a_failed_row_and_not_the_end(tmp_path: Path) -> None:
+    asked = specs(tmp_path, 1, 13, 2, 3)
+    seen: list[int] = []
+    rows = run_all(asked, 2, True, run=local_fake(), on_row=lambda spec, row: seen.append(row["seed"]))
+    assert [row["status"] == "ok" for row in rows] == [True, False, True, True]
+    assert "worker process died" in rows[1]["status"]
+    assert sorted(seen) == [1, 2, 3, 13]
+    assert os.listdir(asked[1].folder) == ["error.txt"]
+
+
+# The commands -------------------------------------------------------------------------------------------------
+
+
+def test_the_ablation_writes_the_contract(tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablate(tmp_path) == 0
+    lines = (tmp_path / "ablation_results.csv").read_text().splitlines()
+    assert lines[0] == ",".join(records.COLUMNS)
+    assert [line.split(",")[:2] for line in lines[1:]] == [
+        [mode, seed] for mode in ("baseline", "monitor_only", "controller_only", "full") for seed in ("1", "42")
+    ]
+    document = json.loads((tmp_path / "ablation_results.json").read_text())
+    assert set(document) == {"config", "rows", "summary", "comparisons", "provenance"}
+    assert [(c["a"], c["b"]) for c in document["comparisons"]][:3] == [
+        (mode, "baseline") for mode in ("monitor_only", "controller_only", "full")
+    ]
+    assert (tmp_path / "full/seed_42/result.json").exists()
+    assert "fewer than five seeds" in capsys.readouterr().out
+
+
+def test_a_second_call_does_nothing_and_gives_the_same_bytes(tmp_path: Path, calls: list[Any]) -> None:
+    ablate(tmp_path)
+    before = (tmp_path / "ablation_results.csv").read_bytes()
+    calls.clear()
+    assert ablate(tmp_path) == 0
+    assert calls == []
+    assert (tmp_path / "ablation_results.csv").read_bytes() == before
+
+
+def test_full_adaptive_is_full(tmp_path: Path, calls: list[Any]) -> None:
+    assert ablate(tmp_path, "--modes", "baseline", "full_adaptive") == 0
+    assert (tmp_path / "full/seed_1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["--seeds", "1", "2", "1"], "--seeds: 1 is given twice"),
+        (["--seeds"], "--seeds is empty"),
+        (["--modes", "full", "full_adaptive"], "--modes: full is given twice"),
+        (["--modes", "nothing"], "unknown mode 'nothing'"),
+        (["--dataset", "mnist"], "unknown dataset 'mnist'"),
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--jobs", "-1"], "--jobs is -1"),
+        (["--trials", "0"], "--trials is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str], more: list[str], line: str
+) -> None:
+    assert ablate(tmp_path / "out", *more) == 2
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert not calls
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_another_configuration_are_refused(
+    tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablate(tmp_path)
+    before = (tmp_path / "ablation_results.csv").read_bytes()
+    for more, line in ((["--lr", "0.1"], "lr 0.001 there, 0.1 here"), (["--seeds", "1"], "also holds 42")):
+        assert ablate(tmp_path, *more) == 2
+        assert line in capsys.readouterr().err
+    assert ablate(tmp_path, "--data-dir", "elsewhere") == 0
+    assert (tmp_path / "ablation_results.csv").read_bytes() == before
+
+
+def test_a_stranger_s_file_is_never_overwritten(
+    tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.csv").write_text("mine")
+    assert run_phase1_experiments.main(["--output", str(tmp_path / "notes.csv"), "--jobs", "1"]) == 2
+    assert (tmp_path / "notes.csv").read_text() == "mine"
+    assert run_phase1_experiments.main(["--output", str(tmp_path / "notes.txt")]) == 2
+    assert not calls
+
+
+def test_more_seeds_extend_a_study(tmp_path: Path, calls: list[Any]) -> None:
+    ablate(tmp_path, "--modes", "full", seeds=(1,))
+    calls.clear()
+    assert ablate(tmp_path, "--modes", "full", seeds=(1, 2)) == 0
+    assert calls == [("full", 2)]
+
+
+def test_phase_1_calls_the_full_system_adaptive(tmp_path: Path, calls: list[Any]) -> None:
+    output = tmp_path / "p1.csv"
+    assert run_phase1_experiments.main(["--output", str(output), "--seeds", "1", "--jobs", "1"]) == 0
+    assert [line.split(",")[0] for line in output.read_text().splitlines()] == ["mode", "baseline", "adaptive"]
+    assert calls == [("baseline", 1), ("full", 1)]
+    assert (tmp_path / "p1/adaptive/seed_1/result.json").exists()
+
+
+def test_a_killed_study_leaves_what_is_done(tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        if config.seed == 42:
+            raise KeyboardInterrupt
+        return fake_run(config, folder, quiet=quiet)
+
+    monkeypatch.setattr(sys.modules["adaptive_loss.trainer.loop"], "run", run)
+    assert ablate(tmp_path, "--modes", "full") == 130
+    assert len((tmp_path / "ablation_results.csv").read_text().splitlines()) == 2
+    assert ablate(tmp_path, "--modes", "full", seeds=(1,)) == 2  # the file says that two seeds were asked for
+
+
+def test_a_failed_run_is_a_row_and_code_1(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(sys.modules["adaptive_loss.trainer.loop"], "run", run)
+    assert ablate(tmp_path, "--modes", "full", seeds=(1,)) == 1
+    assert "1 of 1 runs failed, the first: full seed 1 failed: no luck" in capsys.readouterr().err
+    assert (tmp_path / "ablation_results.csv").read_text().splitlines()[1].startswith("full,1,failed: no luck,25,")
+
+
+def test_json_is_one_document_on_stdout(tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablate(tmp_path, "--json") == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["rows"]) == 8
+    assert printed.err.count("\n") == 8
+
+
+def test_dry_run_starts_nothing_and_measures_what_is_done(
+    tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablate(tmp_path / "out", "--dry-run", "--controls") == 0
+    printed = capsys.readouterr().out
+    assert "unknown until a run is done" in printed
+    assert "tuned, trials     24 runs, 0 done" in printed
+    assert not (tmp_path / "out").exists()
+    ablate(tmp_path / "out", "--modes", "full")
+    calls.clear()
+    capsys.readouterr()
+    assert ablate(tmp_path / "out", "--modes", "full", "baseline", "--dry_run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["done"], plan["to_do"], plan["seconds_left"]) == (2, 2, 4.0)
+    assert [run["done"] for run in plan["runs"]] == [True, True, False, False]
+    assert calls == []
+
+
+def test_tuned_searches_then_runs_the_study_s_seeds(tmp_path: Path, calls: list[Any]) -> None:
+    assert ablate(tmp_path, "--modes", "baseline", "tuned", "--trials", "5") == 0
+    search = json.loads((tmp_path / "tuned/trials.json").read_text())
+    assert len(search["trials"]) == 5
+    best = max(search["trials"], key=lambda trial: trial["select_accuracy"])
+    assert search["chosen"] == best["trial"]
+    config = json.loads((tmp_path / "tuned/seed_42/config.json").read_text())
+    assert config["weights"] == best["weights"]
+    assert calls.count(("baseline", 0)) == 5
+    rows = json.loads((tmp_path / "ablation_results.json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["baseline", "baseline", "tuned", "tuned"]
+    calls.clear()
+    assert ablate(tmp_path, "--modes", "baseline", "tuned", "--trials", "5") == 0
+    assert calls == []
+
+
+def test_trial_weights_are_seeded_log_uniform_and_leave_the_base() -> None:
+    drawn = tuning.trial_weights(TERMS, 2000)
+    assert drawn == tuning.trial_weights(TERMS, 2000)
+    assert drawn[:24] == tuning.trial_weights(TERMS, 24)
+    assert {trial["ce"] for trial in drawn} == {1.0}
+    kd = [trial["kd"] for trial in drawn]
+    assert 1e-3 <= min(kd) < 2e-3
+    assert 9 < max(kd) <= 10
+    assert abs(sum(value < 0.1 for value in kd) / 2000 - 0.5) < 0.05  # half of the decades
+
+
+def test_a_tie_of_trials_goes_to_the_lower_select_loss(tmp_path: Path) -> None:
+    losses = iter([0.9, 0.3, 0.5])
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        return fake_run(config, folder, quiet=quiet) | {"select_accuracy": 0.5, "select_loss": next(losses)}
+
+    found = tuning.find_weights(RunConfig(), TERMS, tmp_path, 3, 1, run=run)
+    assert found == tuning.trial_weights(TERMS, 3)[1]
+
+
+def test_a_search_without_a_finished_trial_is_an_error(tmp_path: Path) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        raise RuntimeError("no")
+
+    with pytest.raises(RunError, match="none of the 2 tuning trials finished"):
+        tuning.find_weights(RunConfig(), TERMS, tmp_path, 2, 1, run=run)
+
+
+@pytest.mark.parametrize("flag", ["--logdir", "--output_dir", "--output-dir"])
+def test_one_run(tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    argv = ["--adaptive", "--seed", "7", flag, str(tmp_path), "--json"]
+    assert train_phase1.main(argv) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["mode"], row["seed"], row["status"]) == ("adaptive", 7, "ok")
+    spec = Spec("adaptive", RunConfig(mode="full", seed=7), tmp_path / "adaptive/seed_7")
+    assert finished(spec) is not None
+    assert train_phase1.main(argv) == 0
+    assert calls == [("full", 7)]
