@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.records import Row
@@ -181,7 +181,7 @@ def _pool(specs: Sequence[Spec], workers: int, one: _OneRun) -> Iterator[tuple[S
     with parallel_config(backend="loky", inner_max_num_threads=threads):
         # one run a batch, so that a dead worker takes no finished run with it
         work = Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")  # pyright: ignore[reportArgumentType]
-        yield from work(delayed(_with_spec)(one, spec) for spec in specs)
+        yield from cast("Iterator[tuple[Spec, Result]]", work(delayed(_with_spec)(one, spec) for spec in specs))
 
 
 def _with_spec(one: _OneRun, spec: Spec) -> tuple[Spec, Result]:

@@ -118,9 +118,15 @@ def prepare(settings: Settings) -> None:
     A download happens here, once and with its progress in sight, not in each worker.
     """
     from adaptive_loss.data import datasets
+    from adaptive_loss.tasks import tasks
 
     resolve_device(settings.device)
-    start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
+    weights = start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
+    base = tasks.get(settings.task).base
+    if base is not None and not weights[base]:
+        raise UsageError(
+            f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
+        )
     size = {} if settings.subset is None else {"subset": settings.subset}
     datasets.get(settings.dataset)(settings.data_dir, seed=settings.data_seed, **size)
 

@@ -23,6 +23,8 @@ class Flags(SingleFlags):
 
     task: tyro.conf.Positional[str] = "classify"
     """What is learned: a file name in adaptive_loss/tasks."""
+    dataset: str = "digits"
+    """Which images: digits (embedded) or cifar10 (downloaded once)."""
     adaptive: bool = False
     """Short for --mode full: the whole adaptive system."""
     mode: str | None = None

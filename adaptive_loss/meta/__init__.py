@@ -1,0 +1,1 @@
+"""Meta-training of the controller's law across small training runs."""
