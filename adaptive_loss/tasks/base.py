@@ -48,9 +48,7 @@ class Task(ABC):
         self.config, self.device = config, device
         self.wanted = frozenset(self.terms if wanted is None else wanted)
         chosen = {"train": train or data.train, "probe": data.probe, "select": data.select, "test": data.test}
-        self.splits = {
-            name: Split(split.images.to(device), split.labels.to(device)) for name, split in chosen.items()
-        }
+        self.splits = {name: Split(split.images.to(device), split.labels.to(device)) for name, split in chosen.items()}
         self.mean, self.std = data.mean.to(device), data.std.to(device)
 
     @abstractmethod
@@ -60,6 +58,9 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, split: str) -> Mapping[str, float]:
         """Metrics on a whole split; ``loss`` (lower is better) always among them, ``accuracy`` where there is one."""
+
+    def after_step(self) -> None:
+        """Called after every optimizer step, applied or skipped."""
 
     def state_dict(self) -> dict[str, Any]:
         """What besides the model must survive a restart."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptive_loss.data.augment import augmenter, normalise
 from adaptive_loss.data.base import own_generator
@@ -18,8 +19,8 @@ from adaptive_loss.probes import held_out
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 
-MEMORY_DECAY = 0.6
-TEMPERATURE = 0.2
+TEACHER_DECAY = 0.98
+TEMPERATURE = 0.1
 PROBE_BATCH = 64
 
 
@@ -55,44 +56,46 @@ def confidence_penalty(log_probabilities: Tensor) -> Tensor:
     return math.log(log_probabilities.shape[1]) - entropy
 
 
-class PredictionMemory:
-    """A bias-corrected running mean of the predictions for every training image (Laine & Aila 2017).
+class MeanTeacher:
+    """A running mean of the model's weights, whose predictions are targets (Tarvainen & Valpola 2017).
 
-    Z ← αZ + (1−α)p each time an image is seen; the target is Z/(1−αⁿ) after n times, and does not exist before.
+    θ′ ← dθ′ + (1−d)θ after every step, with d = min(0.98, (n+1)/(n+10)) so that the start is soon forgotten; running
+    batch statistics are averaged too.
 
     Args:
-        n_images, n_classes: size of the memory.
-        device: where it lives.
+        model: the student.
     """
 
-    def __init__(self, n_images: int, n_classes: int, device: torch.device) -> None:
-        self.mean = torch.zeros(n_images, n_classes, device=device)
-        self.seen = torch.zeros(n_images, device=device)
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.updates = 0
 
-    def loss(self, rows: Tensor, log_probabilities: Tensor) -> Tensor | None:
-        """KL(target ‖ p), mean over the images seen before; None where there is none."""
-        known = self.seen[rows] > 0
-        if not known.any():
-            return None
-        rows = rows[known]
-        target = self.mean[rows] / (1 - MEMORY_DECAY ** self.seen[rows])[:, None]
-        return F.kl_div(log_probabilities[known], target, reduction="batchmean")
+    def loss(self, images: Tensor, log_probabilities: Tensor) -> Tensor:
+        """KL(teacher ‖ student), mean over the batch."""
+        with torch.no_grad():
+            target = F.softmax(self.model(images).float(), dim=1)
+        return F.kl_div(log_probabilities, target, reduction="batchmean")
 
     @torch.no_grad()
-    def update(self, rows: Tensor, log_probabilities: Tensor) -> None:
-        """Take in this step's predictions."""
-        self.mean[rows] = MEMORY_DECAY * self.mean[rows] + (1 - MEMORY_DECAY) * log_probabilities.detach().exp()
-        self.seen[rows] += 1
+    def update(self, student: nn.Module) -> None:
+        """Take in the student's weights."""
+        decay = min(TEACHER_DECAY, (self.updates + 1) / (self.updates + 10))
+        self.updates += 1
+        for mine, theirs in zip(self.model.state_dict().values(), student.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)
 
 
 @tasks.register("classify")
 class Classify(Task):
-    """Terms of a classifier; all but ``mixup`` share one forward pass.
+    """Terms of a classifier; ``mixup`` and the teacher need a pass of their own.
 
     - ``cross_entropy`` (base): on the augmented batch.
-    - ``mixup``: mixed-sample cross-entropy on half a batch, λ ~ U(0, 1).
-    - ``self_distillation``: KL to the model's own running-mean prediction for each image; absent in the first epoch.
-    - ``contrastive``: supervised-contrastive loss of the hidden features, τ = 0.2.
+    - ``mixup``: mixed-sample cross-entropy on a quarter of the batch, λ ~ U(0, 1).
+    - ``self_distillation``: KL to the predictions of a running mean of the model's own weights.
+    - ``contrastive``: supervised-contrastive loss of the hidden features, τ = 0.1.
     - ``confidence``: KL(p ‖ uniform).
 
     The objective is the cross-entropy on the probe split; ``evaluate`` gives accuracy and cross-entropy.
@@ -104,13 +107,12 @@ class Classify(Task):
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)
         channels, size, _ = data.image_shape
-        self.model = SimpleCNN(size, channels, len(data.classes)).to(device)
-        if channels == 3:
-            self.model = self.model.to(memory_format=torch.channels_last)
+        self.network = SimpleCNN(size, channels, len(data.classes)).to(device)
+        self.model = self.network.to(memory_format=torch.channels_last) if channels == 3 else self.network  # pyright: ignore
         self.augment = augmenter(config.augment, config.dataset)
         self.augmenting = own_generator(config.seed, "augment")
         self.mixing = own_generator(config.seed, "mixup")
-        self.memory = PredictionMemory(len(self.splits["train"]), len(data.classes), device)
+        self.teacher = MeanTeacher(self.network)
         probe = self.splits["probe"]
         self.probe = held_out(
             self._objective,
@@ -126,26 +128,30 @@ class Classify(Task):
         rows = rows.to(self.device)
         images = normalise(self.augment(train.images[rows], self.augmenting), self.mean, self.std)
         labels = train.labels[rows]
-        features = self.model.features(images)
-        log_probabilities = F.log_softmax(self.model.classify(features).float(), dim=1)
-        terms: dict[str, Tensor | None] = {"cross_entropy": F.nll_loss(log_probabilities, labels)}
+        features = self.network.features(images)
+        log_probabilities = F.log_softmax(self.network.classify(features).float(), dim=1)
+        terms = {"cross_entropy": F.nll_loss(log_probabilities, labels)}
         if "mixup" in self.wanted:
             terms["mixup"] = self._mixup(images, labels)
         if "self_distillation" in self.wanted:
-            terms["self_distillation"] = self.memory.loss(rows, log_probabilities)
-            self.memory.update(rows, log_probabilities)
+            terms["self_distillation"] = self.teacher.loss(images, log_probabilities)
         if "contrastive" in self.wanted:
             terms["contrastive"] = supervised_contrastive(features, labels)
         if "confidence" in self.wanted:
             terms["confidence"] = confidence_penalty(log_probabilities)
-        return {name: loss for name, loss in terms.items() if loss is not None and name in self.wanted}
+        return {name: loss for name, loss in terms.items() if name in self.wanted}
+
+    def after_step(self) -> None:
+        """Let the teacher follow."""
+        if "self_distillation" in self.wanted:
+            self.teacher.update(self.network)
 
     def _mixup(self, images: Tensor, labels: Tensor) -> Tensor:
-        half = len(images) // 2
+        part = max(1, len(images) // 4)
         share = torch.rand((), generator=self.mixing).to(self.device)
-        partners = torch.randperm(len(images), generator=self.mixing)[:half].to(self.device)
-        logits = self.model(share * images[:half] + (1 - share) * images[partners])
-        return mixed_cross_entropy(logits.float(), labels[:half], labels[partners], share)
+        partners = torch.randperm(len(images), generator=self.mixing)[:part].to(self.device)
+        logits = self.model(share * images[:part] + (1 - share) * images[partners])
+        return mixed_cross_entropy(logits.float(), labels[:part], labels[partners], share)
 
     def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.model(normalise(images, self.mean, self.std)).float(), labels)
@@ -164,15 +170,17 @@ class Classify(Task):
         return {"accuracy": right / count, "loss": loss / count}
 
     def state_dict(self) -> dict[str, Any]:
-        """Generators and the prediction memory."""
+        """Generators and the teacher."""
         return {
             "augmenting": self.augmenting.get_state(),
             "mixing": self.mixing.get_state(),
-            "memory": [self.memory.mean, self.memory.seen],
+            "teacher": self.teacher.model.state_dict(),
+            "teacher_updates": self.teacher.updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.augmenting.set_state(state["augmenting"])
         self.mixing.set_state(state["mixing"])
-        self.memory.mean, self.memory.seen = (part.to(self.device) for part in state["memory"])
+        self.teacher.model.load_state_dict(state["teacher"])
+        self.teacher.updates = state["teacher_updates"]

@@ -28,7 +28,7 @@ from adaptive_loss.utils.config import RunConfig, core_count, resolve_device, st
 from adaptive_loss.utils.logging import Progress, RunLogger, progress
 from adaptive_loss.utils.performance import peak_memory_mb
 
-PEAK = 10.0
+PEAK = 3.0
 """The one-cycle schedule rises from ``--lr`` to this many times it, then falls to almost 0."""
 LOG_EVERY = 10
 
@@ -135,6 +135,7 @@ def train_epoch(training: Training, log: RunLogger, bar: Progress) -> None:
         training.optimizer.zero_grad()
         executor(losses).backward()
         record = executor.step(training.optimizer)
+        task.after_step()
         training.scheduler.step()
         _log_step(training, record, log)
         bar.update(1, ", ".join(f"{name} {value:.3g}" for name, value in record.losses.items()))

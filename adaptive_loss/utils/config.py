@@ -28,7 +28,7 @@ class Settings:
     batch_size: int = 128
     """Images a step."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Learning rate of Adam at the start; the one-cycle schedule peaks at three times it."""
     weights: dict[str, float] = field(default_factory=dict)
     """Start weights; a term not named starts from 1."""
     weighting: str = "fixed"
