@@ -16,6 +16,9 @@ from torch.optim import Optimizer
 Gradient = Sequence[Tensor | None]
 """One tensor a parameter; None where the parameter does not take part."""
 
+_CANCELLED = 1e-12
+"""⟨G, PG⟩ below this part of (Σᵢ‖vᵢ‖_P)² is rounding noise of float32 products: the terms cancel, and G is none."""
+
 
 def leaves(root: Tensor) -> list[Tensor]:
     """The leaf tensors that require gradients in the graph of ``root``, in a fixed order."""
@@ -26,8 +29,9 @@ def leaves(root: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.append(leaf)
         stack.extend(parent for parent, _ in node.next_functions)
     return found
 
@@ -76,11 +80,22 @@ def gramian(gradients: Sequence[Gradient], metric: Sequence[Tensor | float]) -> 
     total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for parts, scale in zip(zip(*gradients, strict=True), metric, strict=True):
         known = next((part for part in parts if part is not None), None)
-        if known is None:
+        if known is None or not known.numel():
             continue
         rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts]).float()
-        total += ((rows * scale).flatten(1) @ rows.flatten(1).T).to("cpu", torch.float64)
+        rows, size = _unit_size(rows.reshape(len(rows), -1))
+        products = (rows * (scale.flatten() if isinstance(scale, Tensor) else scale)) @ rows.T
+        total += products.to("cpu", torch.float64) * size * size[:, None]
     return (total + total.T) / 2
+
+
+def _unit_size(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row over a power of two near its greatest entry, and those powers [n] on the CPU.
+
+    The division is exact, so nothing changes but that products of tiny or huge gradients stay in float32's range.
+    """
+    exponents = torch.frexp(rows.abs().amax(1)).exponent.clamp(-126, 126)
+    return torch.ldexp(rows, -exponents[:, None]), torch.exp2(exponents.to("cpu", torch.float64))
 
 
 @dataclass(frozen=True)
@@ -125,8 +140,11 @@ def look_ahead(products: Tensor, base: int | None, objective: float) -> LookAhea
     norms = terms.diagonal().clamp_min(0).sqrt()
     probe_norm = math.sqrt(max(float(products[-1, -1]), 0.0))
     scale = (norms * probe_norm).clamp_min(1e-300)
-    projected = to_probe - (along / whole if whole > 0 else torch.zeros_like(along)) * to_probe.sum()
-    reference, reference_norm = (along, math.sqrt(max(whole, 0.0))) if base is None else (terms[base], float(norms[base]))
+    cancelled = whole <= _CANCELLED * float(norms.sum()) ** 2
+    projected = to_probe - (torch.zeros_like(along) if cancelled else along / whole) * to_probe.sum()
+    reference, reference_norm = (
+        (along, math.sqrt(max(whole, 0.0))) if base is None else (terms[base], float(norms[base]))
+    )
     return LookAhead(
         gain=projected / scale,
         cos_base=reference / (norms * reference_norm).clamp_min(1e-300),

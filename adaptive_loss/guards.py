@@ -7,6 +7,8 @@ whole, with its reason, and nothing is silently set to zero.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +25,8 @@ class Guards:
     Args:
         max_rejections: after this many rejected steps in a row the executor raises.
         spikes: reject a step on which a term jumps far above its recent values.
-        spike_window: accepted values a term's spike gate looks back on; it is silent until a quarter is filled.
-        bounds: least and greatest weight of a term that is on.
+        spike_window: accepted values a term's spike gate looks back on; silent until a quarter is filled.
+        bounds: least and greatest weight of a term that is on, widened to its start weight.
         rate_limit: greatest change of a log-weight from one step to the next, in nats; None for no limit.
         share_cap: greatest share one auxiliary may hold of Σⱼ wⱼ|Lⱼ|; binds only above the start weight. None: no cap.
         clip_norm: greatest gradient norm; longer gradients are scaled down. None: no clipping.
@@ -54,28 +56,16 @@ class Guards:
 
 def first_non_finite(values: Tensor, present: Tensor) -> int | None:
     """Index of the first present term whose value is NaN or infinite, else None. Both arguments are [K]."""
-    bad = (present & ~torch.isfinite(values)).nonzero()
-    return int(bad[0]) if len(bad) else None
+    return _first(present & ~torch.isfinite(values))
 
 
-def spike_scores(values: Tensor, window: Tensor) -> Tensor:
-    """How far each value lies above its recent ones; above 1 is a spike. NaN where it cannot be told.
+def first_bad_weight(weights: Tensor, present: Tensor) -> int | None:
+    """Index of the first present term whose weight is negative, NaN or infinite, else None. Both arguments are [K]."""
+    return _first(present & ~((weights >= 0) & torch.isfinite(weights)))
 
-    With m the median of |x| over the term's window, y = asinh(x/m) is linear for small and logarithmic for large
-    values, so that one threshold serves stable and heavy-tailed, positive and negative losses:
-    score = (y − median y) / max(12 · 1.4826 · MAD(y), 2). Only upward jumps count.
 
-    Args:
-        values: [K] this step's values.
-        window: [W, K] accepted values, NaN where none is stored yet; it never holds a rejected one.
-    """
-    filled = (~torch.isnan(window)).sum(0)
-    scale = window.abs().nanmedian(0).values.clamp_min(1e-30)
-    squeezed = torch.asinh(window / scale)
-    centre = squeezed.nanmedian(0).values
-    spread = (squeezed - centre).abs().nanmedian(0).values * 1.4826
-    score = (torch.asinh(values / scale) - centre) / torch.clamp(12 * spread, min=2.0)
-    return torch.where(filled * 4 >= len(window), score, torch.full_like(score, math.nan))
+def _first(bad: Tensor) -> int | None:
+    return int(bad.int().argmax()) if bad.any() else None
 
 
 def limit_rate(weights: Tensor, last: Tensor, rate: float) -> Tensor:
@@ -101,7 +91,7 @@ def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, c
     size = values.abs().nan_to_num(0.0)
     mass, floor = weights * size, start * size
     held = torch.zeros_like(capped)
-    for _ in range(len(weights)):
+    for _ in range(len(weights) + 1):
         count = int(held.sum())
         if cap * count >= 1:
             break
@@ -119,6 +109,37 @@ def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, c
     return torch.where(held, torch.minimum(weights, start), weights)
 
 
-def bound_weights(weights: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Clamp every weight that is on to ``bounds``; a weight of 0 stays 0. [K] → [K]."""
-    return torch.where(weights > 0, weights.clamp(*bounds), weights)
+def bound_weights(weights: Tensor, start: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Clamp every weight that is on to ``bounds``, widened to its start weight; one that is off stays 0. All [K]."""
+    low, high = start.clamp(max=bounds[0]), start.clamp(min=bounds[1])
+    return torch.where(start > 0, weights.clamp(low, high), 0.0)
+
+
+def guard_weights(
+    settings: Guards, weights: Tensor, last: Tensor | None, start: Tensor, values: Tensor, capped: Tensor
+) -> list[tuple[str, Tensor]]:
+    """Bounds, rate limit and share cap in this order: each guard's name and the [K] weights it lets through.
+
+    Args:
+        settings: what to apply.
+        weights: [K] what rule and modulators ask for.
+        last: [K] the weights of the last accepted step; None before the first.
+        start, values, capped: [K] as for :func:`cap_shares`.
+    """
+    stages = [("bounds", bound_weights(weights, start, settings.bounds))]
+    if settings.rate_limit is not None and last is not None:
+        stages.append(("rate limit", limit_rate(stages[-1][1], last, settings.rate_limit)))
+    if settings.share_cap is not None:
+        stages.append(("share cap", cap_shares(stages[-1][1], start, values, capped, settings.share_cap)))
+    return stages
+
+
+def largest_norm(gradients: Sequence[Tensor], norm: float) -> float:
+    """``norm`` itself, or, where it overflowed though every gradient is finite, the largest finite number."""
+    if math.isfinite(norm) or not all(bool(torch.isfinite(_dense(g)).all()) for g in gradients):
+        return norm
+    return min(math.hypot(*(float(_dense(g).double().norm()) for g in gradients)), sys.float_info.max)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -25,7 +25,8 @@ class Schedule:
     """The steps on which to look ahead: their *number* is fixed, so on long runs their cost vanishes.
 
     ``early`` of them lie in the first ``early_steps`` steps (a quarter of a shorter run), where wrong weights do their
-    damage; ``late`` are spread evenly over the rest. Where the length is unknown, they lie at growing distances.
+    damage; ``late`` are spread evenly over the rest. Where the length is unknown, and beyond one that was announced too
+    short, they lie at growing distances.
 
     Example:
         >>> schedule = Schedule()
@@ -44,7 +45,7 @@ class Schedule:
         edge = self.edge(total_steps)
         if step <= edge:
             return _is_mark(step - 1, edge, self.early)
-        if total_steps is None:
+        if total_steps is None or step >= total_steps:
             return math.floor(self.late / 3 * math.log(step)) > math.floor(self.late / 3 * math.log(step - 1))
         return _is_mark(step - edge - 1, total_steps - edge, self.late)
 
@@ -124,6 +125,4 @@ def _spread(found: LookAhead, there: list[int], n_terms: int) -> LookAhead:
         whole[there] = values
         return whole
 
-    return LookAhead(
-        fill(found.gain), fill(found.cos_base), fill(found.cos_probe), fill(found.share), found.objective
-    )
+    return LookAhead(fill(found.gain), fill(found.cos_base), fill(found.cos_probe), fill(found.share), found.objective)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +14,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaptive_loss import guards as guard
-from adaptive_loss.gradients import LookAhead, leaves, total_norm
+from adaptive_loss.gradients import leaves, total_norm
 from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.history import WeightHistory
+from adaptive_loss.live_look import measure_later, moved
 from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure, probe_value
 from adaptive_loss.losses import LossTerms, StepLosses, Terms
 from adaptive_loss.modulator import Event, Modulator, SetPoint
 from adaptive_loss.signals import Signals
+from adaptive_loss.spike_gate import SpikeGate
+from adaptive_loss.step_record import Rejection, StepRecord, Window
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import Context, Weighting
 from adaptive_loss.weighting.fixed import Fixed
 
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What became of one optimizer step.
-
-    Args:
-        step: accepted optimizer steps so far, this one included where it was applied.
-        applied: whether the optimizer stepped.
-        reason: why not, else None.
-        term: the term that is to blame, where one is.
-        weights: the weights applied, in the user's units.
-        losses: the step's losses (means over accumulated batches).
-        gradient_norm: Euclidean norm before clipping; NaN where it was not taken.
-        events: what was done, and why.
-    """
-
-    step: int
-    applied: bool
-    reason: str | None
-    term: str | None
-    weights: Mapping[str, float]
-    losses: Mapping[str, float]
-    gradient_norm: float
-    events: tuple[Event, ...] = ()
-
-
-@dataclass
-class _Window:
-    """The forward passes since the last optimizer step: one, or several under gradient accumulation."""
-
-    total: Tensor
-    count: Tensor
-    present: Tensor
-    rejection: tuple[str, str | None] | None = None
-    look: LookAhead | None = None
-    train: float = math.nan
-    batches: int = 0
-    witness: tuple[Tensor, int] | None = None
-
-    def means(self) -> Tensor:
-        """[K] mean losses, NaN where absent in all batches."""
-        return self.total / self.count
+_KEPT_EVENTS = 10_000
+_NO_LOSS = Rejection("no loss was given since the last step")
 
 
 class LossExecutor(nn.Module):
@@ -121,13 +84,17 @@ class LossExecutor(nn.Module):
         schedule: Schedule = Schedule(),
     ) -> None:
         super().__init__()
-        if total_steps is not None and total_steps < 1:
+        if total_steps is not None and not total_steps >= 1:
             raise ValueError(f"total_steps is {total_steps}: give a positive number of optimizer steps, or None")
-        self.terms = Terms(dict(weights), base, dict(targets or {}))
+        if probe is not None and not callable(probe):
+            raise TypeError(f"probe is a {type(probe).__name__}: give a function that returns the held-out objective")
+        self.terms = Terms(weights, base, dict(targets or {}))
         n_terms = len(self.terms.names)
-        self.weighting = weightings.get(weighting)(n_terms) if isinstance(weighting, str) else weighting
+        self.weighting = _rule(weighting, n_terms)
         self.modulators = ((SetPoint(REACH),) if targets else ()) + tuple(modulators)
-        self.probe, self.guards, self.total_steps, self.apply = probe, guards, total_steps, apply
+        # A probe that is a module must not become a part of this one: its parameters are not the rule's.
+        self._probe = (probe,)
+        self.guards, self.total_steps, self.applies = guards, total_steps, apply
         self.schedule = schedule
         for modulator in self.modulators:
             modulator.bind(self.terms, total_steps, seed)
@@ -135,14 +102,17 @@ class LossExecutor(nn.Module):
         self.history = WeightHistory(self.terms.names)
         self.rejected_in_row = self.skipped_steps = 0
         self._start, self._active = self.terms.start_weights, self.terms.active
+        self._on = self._active.tolist()
         self._free = self.terms.movable | torch.tensor([name in self.terms.targets for name in self.terms.names])
         self._weights = self._start.clone()
-        self._recent = torch.full((guards.spike_window, n_terms), math.nan, dtype=torch.float64)
-        self._window: _Window | None = None
+        self._gate = SpikeGate(n_terms, guards.spike_window)
+        self._window: Window | None = None
         self._optimizer: Optimizer | None = None
+        self._awaits_optimizer = False
         self._can_look = probe is not None and bool(modulators)
         self._clamped: set[tuple[str, str]] = set()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._fresh: list[Event] = []
         self._told: set[str] = set()
         if modulators and probe is None:
             self._tell("no_probe", "no probe was given: monitor and controller run on training signals alone")
@@ -165,7 +135,7 @@ class LossExecutor(nn.Module):
 
         Args:
             weights, base, targets, probe, weighting, total_steps, apply, seed: as for the class.
-            policy: folder with ``controller.json`` and ``monitor.json``; None takes the ones that come with the package.
+            policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
         from adaptive_loss.loss_monitor import LossMonitor
         from adaptive_loss.meta_controller import MetaController
@@ -184,9 +154,14 @@ class LossExecutor(nn.Module):
         )
 
     @property
+    def probe(self) -> Probe | None:
+        """The objective on held-out data, or None."""
+        return self._probe[0]
+
+    @property
     def weights(self) -> dict[str, float]:
         """The weights applied last, in the user's units (the start weights before the first step)."""
-        return self._named(self._weights if self.apply else self._start)
+        return self._named(self._weights if self.applies else self._start)
 
     @property
     def suggested(self) -> dict[str, float]:
@@ -206,19 +181,19 @@ class LossExecutor(nn.Module):
         """
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
-            return self._sum(batch, self._weights if self.apply else self._start)
+            return self._sum(batch, self._weights if self.applies else self._start)
         self._settle()
-        window = self._window = self._window or self._new_window()
-        rejection = self._examine(batch)
-        if rejection is not None:
-            self._reject_batch(window, rejection)
-            return self._stand_in(batch) if self.apply else self._sum(batch, self._start)
+        window = self._window = self._window or Window.opened(self._weights)
         context = self._context(batch.present & self._active)
-        weights = self._weigh(batch, context)
+        weights = self._examine(batch) or self._weigh(batch, context, window)
+        if isinstance(weights, Rejection):
+            self._reject_batch(window, weights)
+            return self._stand_in(batch) if self.applies else self._sum(batch, self._start)
         self._weights = weights.detach()
         total = self._total(batch, weights, context)
-        self._note(window, batch, total)
+        window.add(batch, self._active)
         if window.batches == 1:
+            self._witness(window, total)
             self._look(window, batch, total, tap)
         return total
 
@@ -230,27 +205,34 @@ class LossExecutor(nn.Module):
             scaler: the GradScaler that scaled the loss; it is unscaled, stepped and updated here.
         """
         self._meet(optimizer)
-        window = self._window or self._new_window()
+        window = self._window or Window.opened(self._weights)
+        if window.rejection is not None and self.applies:
+            return self._skip(window, window.rejection)
+        self._finish_look(window, optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if window.rejection is not None and self.apply:
-            return self._skip(window, *window.rejection)
-        if scaler is not None and gradients:
+        scales = scaler is not None and scaler.is_enabled() and bool(gradients)
+        if scaler is not None and scales:
             scaler.unscale_(optimizer)
-        norm = total_norm(gradients)
+        norm = guard.largest_norm(gradients, total_norm(gradients))
         overflow = not math.isfinite(norm)
-        if overflow and scaler is None and self.apply:
-            self._count_rejection("the gradient is not finite", self._largest(window))
-            return self._skip(window, "the gradient is not finite", self._largest(window), norm)
+        if overflow and not scales and self.applies:
+            rejection = Rejection("the gradient is not finite", self._largest(window))
+            self._count_rejection(rejection)
+            return self._skip(window, rejection, norm)
         clipped = self._clip(gradients, norm)
-        if scaler is not None and gradients:
+        if scaler is not None and scales:
             scaler.step(optimizer)
             scaler.update()
         else:
             optimizer.step()
         if overflow:
-            return self._skip(window, "mixed-precision overflow" if scaler else "the gradient is not finite", None, norm)
-        if window.rejection is not None or not window.batches:
-            return self._skip(window, *(window.rejection or ("no loss was given since the last step", None)), norm)
+            rejection = Rejection("mixed-precision overflow" if scales else "the gradient is not finite")
+            return self._skip(window, rejection, norm, stepped=not scales)
+        if window.rejection is not None:
+            return self._skip(window, window.rejection, norm, stepped=True)
+        if not window.batches:
+            self._window = None
+            return self._record(window, True, _NO_LOSS, norm, self.weights)
         return self._accept(window, norm, clipped, float(optimizer.param_groups[0]["lr"]))
 
     def end_epoch(self, **metrics: float) -> None:
@@ -259,46 +241,50 @@ class LossExecutor(nn.Module):
         self.weighting.end_epoch(metrics)
         context = self._context(self._active)
         for modulator in self.modulators:
-            self._events += modulator.end_epoch(context, metrics)
+            self._emit(modulator.end_epoch(context, metrics))
 
     def drain_events(self) -> list[Event]:
-        """The events since the last call, oldest first."""
-        events, self._events = self._events, []
+        """The events since the last call, oldest first (at most the last 10,000)."""
+        events = list(self._events)
+        self._events.clear()
         return events
 
     # ---- one forward pass -------------------------------------------------------------------------------------
 
-    def _examine(self, batch: StepLosses) -> tuple[str, str | None] | None:
+    def _examine(self, batch: StepLosses) -> Rejection | None:
         present = batch.present & self._active
         bad = guard.first_non_finite(batch.values, present)
         if bad is not None:
-            return f"the loss is {float(batch.values[bad])}", self.terms.names[bad]
-        if not self.guards.spikes:
+            return Rejection(f"the loss is {float(batch.values[bad])}", self.terms.names[bad])
+        worst = self._gate.worst(batch.values, present) if self.guards.spikes else None
+        if worst is None:
             return None
-        scores = guard.spike_scores(batch.values, self._recent)
-        worst = int(torch.where(present, scores, torch.nan).nan_to_num(-1.0).argmax())
-        if scores[worst] > 1:
-            return f"the loss jumped to {float(batch.values[worst]):.6g}", self.terms.names[worst]
-        return None
+        value, limit = float(batch.values[worst]), float(self._gate.limits[worst])
+        reason = f"the loss jumped to {value:.6g}, its limit is {limit:.6g} (Guards(spikes=False) lets jumps pass)"
+        return Rejection(reason, self.terms.names[worst])
 
-    def _reject_batch(self, window: _Window, rejection: tuple[str, str | None]) -> None:
+    def _reject_batch(self, window: Window, rejection: Rejection) -> None:
         if window.rejection is None:
             window.rejection = rejection
-            self._count_rejection(*rejection)
+            self._count_rejection(rejection)
 
-    def _weigh(self, batch: StepLosses, context: Context) -> Tensor:
-        """[K] guarded weights; differentiable where the rule learns them."""
+    def _weigh(self, batch: StepLosses, context: Context, window: Window) -> Tensor | Rejection:
+        """[K] guarded weights, differentiable where the rule learns them; or why they cannot be used."""
         if isinstance(self.weighting, Fixed) and not self.modulators:
             return self._start
         scaled = torch.where(context.present, batch.values * self._start, torch.nan)
-        rule = self.weighting(scaled, context).to("cpu", torch.float64)
-        raw = rule * self._start * self._gain()
+        ruled = self.weighting(scaled, context).to("cpu", torch.float64) * self._start
+        raw = ruled * self._gain()
+        bad = guard.first_bad_weight(raw.detach(), self._active)
+        if bad is not None:
+            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad])
         if self.modulators and self.terms.base is None:
-            raw = raw * (self._start.sum() / raw.detach().sum())
-        applied = self._guarded(raw.detach(), batch.values)
+            raw = raw * (ruled.detach().sum() / raw.detach().sum())
+        applied = self._guarded(raw.detach(), batch.values, window)
         if not raw.requires_grad:
             return applied
-        return raw * torch.where(self._active, applied / raw.detach(), torch.ones_like(applied))
+        usable = raw.detach() > 0
+        return torch.where(usable, raw * torch.where(usable, applied / raw.detach(), 1.0), applied)
 
     def _gain(self) -> Tensor:
         gains = torch.zeros_like(self._start)
@@ -306,31 +292,26 @@ class LossExecutor(nn.Module):
             gains = gains + modulator.gains()
         return torch.where(self._free, gains.clamp(-REACH, REACH), torch.zeros_like(gains)).exp()
 
-    def _guarded(self, weights: Tensor, values: Tensor) -> Tensor:
-        stages = [("bounds", lambda w: guard.bound_weights(w, self.guards.bounds))]
-        if self.guards.rate_limit is not None and self.signals.step > 0:
-            stages.append(("rate limit", lambda w: guard.limit_rate(w, self._weights, self.guards.rate_limit or 0.0)))
-        if self.guards.share_cap is not None:
-            cap, capped = self.guards.share_cap, self.terms.movable
-            stages.append(("share cap", lambda w: guard.cap_shares(w, self._start, values, capped, cap)))
-        for name, stage in stages:
-            weights = self._report_clamp(name, weights, stage(weights))
+    def _guarded(self, weights: Tensor, values: Tensor, window: Window) -> Tensor:
+        last = window.before if self.signals.step else None
+        for name, after in guard.guard_weights(self.guards, weights, last, self._start, values, self.terms.movable):
+            self._report_clamp(name, weights, after)
+            weights = after
         return weights
 
-    def _report_clamp(self, name: str, before: Tensor, after: Tensor) -> Tensor:
+    def _report_clamp(self, name: str, before: Tensor, after: Tensor) -> None:
         """Log a guard when it begins to bind, not on every step it goes on binding."""
-        moved = (before - after).abs() > 1e-9 * before.abs()
+        changed = ((before - after).abs() > 1e-9 * before.abs()).tolist()
         for i, term in enumerate(self.terms.names):
-            if not moved[i]:
+            if not changed[i]:
                 self._clamped.discard((name, term))
             elif (name, term) not in self._clamped:
                 self._clamped.add((name, term))
                 details = {"term": term, "before": float(before[i]), "after": float(after[i])}
-                self._events.append(Event(self.signals.step, "clamp", f"{name} holds {term!r}", details))
-        return after
+                self._emit([Event(self.signals.step, "clamp", f"{name} holds {term!r}", details)])
 
     def _total(self, batch: StepLosses, weights: Tensor, context: Context) -> Tensor:
-        if not self.apply:
+        if not self.applies:
             return self._sum(batch, self._start)
         total = self._sum(batch, weights)
         penalty = self.weighting.penalty(context)
@@ -340,7 +321,7 @@ class LossExecutor(nn.Module):
         """Σᵢ wᵢLᵢ in term order over the terms that are there and on."""
         factors = list(weights) if weights.requires_grad else weights.tolist()
         total: Tensor | None = None
-        for loss, factor, active in zip(batch.tensors, factors, self._active.tolist(), strict=True):
+        for loss, factor, active in zip(batch.tensors, factors, self._on, strict=True):
             if loss is not None and active:
                 part = loss * (factor.to(loss.device, loss.dtype) if isinstance(factor, Tensor) else factor)
                 total = part if total is None else total + part
@@ -351,97 +332,105 @@ class LossExecutor(nn.Module):
         like = next(tensor for tensor in batch.tensors if tensor is not None)
         return torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=torch.is_grad_enabled())
 
-    def _note(self, window: _Window, batch: StepLosses, total: Tensor) -> None:
-        window.batches += 1
-        window.present |= batch.present & self._active
-        window.total += batch.values.nan_to_num(0.0)
-        window.count += batch.present
+    def _witness(self, window: Window, total: Tensor) -> None:
         if self._optimizer is None:
             own = {id(p) for p in self.parameters()}
-            witness = next((leaf for leaf in leaves(total) if id(leaf) not in own), None)
-            window.witness = None if witness is None else (witness, witness._version)
+            window.witnesses = [(leaf, leaf._version) for leaf in leaves(total) if id(leaf) not in own]
 
-    def _look(self, window: _Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
-        if not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
+    def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
+        if self.probe is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
             return
-        live = [loss if on else None for loss, on in zip(batch.tensors, self._active.tolist(), strict=True)]
+        live = [loss if on else None for loss, on in zip(batch.tensors, self._on, strict=True)]
+        tapped = None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
+        base = self.terms.base_index
         try:
-            window.look = measure(
-                live, self._weights, self._probe(), self._tapped(total, tap), self._optimizer, self.terms.base_index
-            )
+            if self._optimizer is None and self._awaits_optimizer:
+                window.look_later = measure_later(live, self._weights, self.probe, tapped, base)
+            else:
+                window.look = measure(
+                    live, self._weights, self.probe, tapped or self._moved(total), self._optimizer, base
+                )
         except GraphLost as error:
             self._can_look = False
             self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
             return
-        base = self.terms.base_index
-        window.train = float(total.detach()) if base is None or batch.tensors[base] is None else float(batch.values[base])
+        window.train = float(total.detach()) if base is None or live[base] is None else float(batch.values[base])
 
-    def _tapped(self, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
-        if tap is not None:
-            return [tap] if isinstance(tap, Tensor) else list(tap)
+    def _moved(self, total: Tensor) -> list[Tensor]:
+        """The model's parameters, as far as they are known."""
         own = {id(p) for p in self.parameters()}
-        if self._optimizer is None:
-            return [leaf for leaf in leaves(total) if id(leaf) not in own]
-        held = (p for group in self._optimizer.param_groups for p in group["params"])
-        return [p for p in held if p.requires_grad and id(p) not in own]
+        held = leaves(total) if self._optimizer is None else moved(self._optimizer)
+        return [p for p in held if id(p) not in own]
 
-    def _probe(self) -> Probe:
-        assert self.probe is not None
-        return self.probe
+    def _finish_look(self, window: Window, optimizer: Optimizer) -> None:
+        if window.look_later is not None:
+            own = {id(p) for p in self.parameters()}
+            window.look = window.look_later([p for p in moved(optimizer) if id(p) not in own], optimizer)
+            window.look_later = None
 
     # ---- one optimizer step -----------------------------------------------------------------------------------
 
-    def _accept(self, window: _Window, norm: float, clipped: bool, rate: float) -> StepRecord:
-        values, applied = window.means(), self.weights
-        self._recent[self.signals.step % len(self._recent)] = values
+    def _accept(self, window: Window, norm: float, clipped: bool, rate: float) -> StepRecord:
+        values, applied = torch.where(self._active, window.means(), torch.nan), self.weights
+        self._gate.admit(values)
         self.signals.update(values, gradient_norm=norm, clipped=clipped, learning_rate=rate)
         if window.look is not None:
             self.signals.look(window.look, window.train)
-        self.history.add(self.signals.step, self._weights if self.apply else self._start)
+        self.history.add(self.signals.step, self._weights if self.applies else self._start)
         context = self._context(window.present, looked=window.look is not None)
         self.weighting.after_step(torch.where(window.present, values * self._start, torch.nan), context)
         for modulator in self.modulators:
-            self._events += modulator.after_step(context)
+            self._emit(modulator.after_step(context))
         self.rejected_in_row = 0
         self._window = None
-        return self._record(window, True, None, None, norm, applied)
+        return self._record(window, True, None, norm, applied)
 
-    def _skip(self, window: _Window, reason: str, term: str | None, norm: float = math.nan) -> StepRecord:
+    def _skip(
+        self, window: Window, rejection: Rejection, norm: float = math.nan, *, stepped: bool = False
+    ) -> StepRecord:
+        """Go back to the state before the step; ``stepped``: shadow mode let the optimizer step all the same."""
         self._window = None
-        self.skipped_steps += 1
-        self._events.append(Event(self.signals.step, "skip", reason, {"term": term}))
-        return self._record(window, False, reason, term, norm, self.weights)
+        self._weights = window.before
+        self.skipped_steps += not stepped
+        self._emit([Event(self.signals.step, "skip", rejection.reason, {"term": rejection.term, "shadow": stepped})])
+        return self._record(window, stepped, rejection, norm, self.weights)
 
     def _record(
-        self, window: _Window, applied: bool, reason: str | None, term: str | None, norm: float, weights: dict[str, float]
+        self, window: Window, applied: bool, rejection: Rejection | None, norm: float, weights: dict[str, float]
     ) -> StepRecord:
         losses = {name: value for name, value in self._named(window.means()).items() if not math.isnan(value)}
-        events = tuple(self._events)
+        events, self._fresh = tuple(self._fresh), []
+        reason, term = (None, None) if rejection is None else (rejection.reason, rejection.term)
         return StepRecord(self.signals.step, applied, reason, term, weights, losses, norm, events)
 
-    def _count_rejection(self, reason: str, term: str | None) -> None:
+    def _emit(self, events: Sequence[Event]) -> None:
+        self._events += events
+        self._fresh += events
+
+    def _count_rejection(self, rejection: Rejection) -> None:
         self.rejected_in_row += 1
-        if self.rejected_in_row >= self.guards.max_rejections and self.apply:
+        if self.rejected_in_row >= self.guards.max_rejections and self.applies:
+            blamed = "the model" if rejection.term is None else f"term {rejection.term!r}"
+            good = ", ".join(
+                f"{name} {value:.6g}" for name, value in zip(self.terms.names, self._gate.last(), strict=True)
+            )
             raise RuntimeError(
-                f"{self.rejected_in_row} steps in a row were rejected, the last one because of "
-                f"{'the model' if term is None else f'term {term!r}'}: {reason} at step {self.signals.step}; "
-                f"last good values: {self._last_good()}; lower the learning rate or look at that term's inputs"
+                f"{self.rejected_in_row} steps in a row were rejected, the last one because of {blamed}: "
+                f"{rejection.reason} at step {self.signals.step}; last good values: {good}; "
+                "lower the learning rate or look at that term's inputs"
             )
 
-    def _last_good(self) -> str:
-        row = self._recent[(self.signals.step - 1) % len(self._recent)]
-        return ", ".join(f"{name} {value:.6g}" for name, value in self._named(row).items())
-
-    def _largest(self, window: _Window) -> str | None:
+    def _largest(self, window: Window) -> str | None:
         """The term with the greatest weighted loss: the first place to look when a gradient is not finite."""
         mass = (window.means() * self._weights).abs().nan_to_num(-1.0)
         return self.terms.names[int(mass.argmax())] if window.batches else None
 
     def _clip(self, gradients: Sequence[Tensor], norm: float) -> bool:
         limit = self.guards.clip_norm
-        if limit is None or not self.apply or not math.isfinite(norm) or norm <= limit:
+        if limit is None or not self.applies or not math.isfinite(norm) or norm <= limit:
             return False
-        torch._foreach_mul_(list(gradients), limit / norm)
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
         return True
 
     def _meet(self, optimizer: Optimizer) -> None:
@@ -457,8 +446,8 @@ class LossExecutor(nn.Module):
         if window is None or self._optimizer is not None:
             return
         if window.rejection is not None:
-            self._skip(window, *window.rejection)
-        elif window.witness is not None and window.witness[0]._version != window.witness[1]:
+            self._skip(window, window.rejection, stepped=not self.applies)
+        elif window.stepped_elsewhere():
             self._tell("own_step", "the optimizer was stepped outside executor.step(): gradients are not checked")
             self._accept(window, math.nan, False, math.nan)
 
@@ -469,18 +458,15 @@ class LossExecutor(nn.Module):
         return Context(self.signals.step, present, self.signals, self._weights, self._start, looked, objective)
 
     def _objective(self) -> float:
-        """The probe's value, drawn as the next look-ahead will draw it: whoever asks in between changes no look-ahead."""
-        probe = self._probe()
+        """The probe's value, drawn as the next look-ahead will draw it, so that asking changes no look-ahead."""
+        probe = self.probe
+        assert probe is not None
         save, load = getattr(probe, "state_dict", None), getattr(probe, "load_state_dict", None)
         state = save() if save is not None and load is not None else None
         value = probe_value(probe)
         if load is not None and state is not None:
             load(state)
         return value
-
-    def _new_window(self) -> _Window:
-        zeros = torch.zeros_like(self._start)
-        return _Window(zeros, zeros.clone(), torch.zeros_like(self._active))
 
     def _named(self, values: Tensor) -> dict[str, float]:
         return dict(zip(self.terms.names, values.tolist(), strict=True))
@@ -490,15 +476,30 @@ class LossExecutor(nn.Module):
             self._told.add(key)
             warnings.warn(f"adaptive_loss: {message}", stacklevel=3)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossExecutor:
+        """Weights are host numbers: ``to()``, ``cuda()`` and ``half()`` leave rule and statistics where they are."""
+        return self
+
+    def _identity(self) -> dict[str, str]:
+        """What a state must share with the executor that loads it."""
+        return {
+            "terms": ", ".join(self.terms.names),
+            "base": str(self.terms.base),
+            "targets": ", ".join(self.terms.targets),
+            "weighting": type(self.weighting).__name__,
+            "modulators": ", ".join(type(modulator).__name__ for modulator in self.modulators),
+        }
+
     def get_extra_state(self) -> dict[str, Any]:
         """All state besides the rule's own parameters and buffers; loads with ``weights_only=True``."""
         probe_state = getattr(self.probe, "state_dict", None)
         return {
-            "names": list(self.terms.names),
+            "identity": self._identity(),
             "signals": self.signals.state_dict(),
             "history": self.history.state_dict(),
             "weights": self._weights.clone(),
-            "recent": self._recent.clone(),
+            "gate": self._gate.state_dict(),
+            "knows_optimizer": self._optimizer is not None or self._awaits_optimizer,
             "rejected_in_row": self.rejected_in_row,
             "skipped_steps": self.skipped_steps,
             "can_look": self._can_look,
@@ -508,15 +509,17 @@ class LossExecutor(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`get_extra_state`; refuses the state of an executor with other terms or modulators."""
-        if state["names"] != list(self.terms.names) or len(state["modulators"]) != len(self.modulators):
-            raise ValueError(
-                f"this state belongs to another executor: terms {', '.join(state['names'])} with "
-                f"{len(state['modulators'])} modulators; here {', '.join(self.terms.names)} with {len(self.modulators)}"
-            )
+        """Continue from :meth:`get_extra_state`; refuses another kind of executor's, changing nothing."""
+        for what, own in self._identity().items():
+            saved = state["identity"][what]
+            if saved != own:
+                raise ValueError(f"this state belongs to another executor: its {what} are {saved!r}, here {own!r}")
         self.signals.load_state_dict(state["signals"])
+        self.signals.total_steps = self.total_steps
         self.history.load_state_dict(state["history"])
-        self._weights, self._recent = state["weights"].clone(), state["recent"].clone()
+        self._weights = state["weights"].clone()
+        self._gate.load_state_dict(state["gate"])
+        self._awaits_optimizer = state["knows_optimizer"]
         self.rejected_in_row, self.skipped_steps = state["rejected_in_row"], state["skipped_steps"]
         self._can_look = state["can_look"]
         self._clamped = {(name, term) for name, term in state["clamped"]}
@@ -525,3 +528,14 @@ class LossExecutor(nn.Module):
         if state["probe"] and hasattr(self.probe, "load_state_dict"):
             self.probe.load_state_dict(state["probe"])  # type: ignore[union-attr]
         self._window = None
+
+
+def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:
+    rule = weightings.get(weighting)(n_terms) if isinstance(weighting, str) else weighting
+    if not isinstance(rule, Weighting):
+        raise TypeError(f"weighting is a {type(rule).__name__}: give a rule's name or a Weighting")
+    if rule.n_terms != n_terms:
+        raise ValueError(
+            f"the weighting is over {rule.n_terms} terms, the executor has {n_terms}: make it with {n_terms}"
+        )
+    return rule

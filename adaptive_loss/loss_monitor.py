@@ -14,9 +14,10 @@ from torch import Tensor
 
 from adaptive_loss import signals as signal
 from adaptive_loss.losses import Terms
-from adaptive_loss.modulator import Event, Modulator, generator_seed
+from adaptive_loss.modulator import Event, Modulator
 from adaptive_loss.rl.dqn import DQN, DQNConfig
 from adaptive_loss.rl.networks import EquivariantQ
+from adaptive_loss.seeding import own_generator
 from adaptive_loss.signals import log_ratio
 from adaptive_loss.weighting.base import Context
 
@@ -37,7 +38,7 @@ class MonitorConfig:
         decisions: about how many decisions a run of known length has, so that their cost vanishes on long runs.
         cooldown: decisions for which a term rests after a nudge.
         quiet_start, quiet_end: shares of a run of known length in which it only keeps.
-        doubt: a term whose look-aheads have a t statistic below −doubt is never raised.
+        doubt: a term whose look-aheads have a t statistic below −doubt is never raised, by a reset neither.
         prior_edge: trust beyond which the untrained agent follows the look-ahead.
         updates: learning updates a decision.
         dqn: the learner's settings.
@@ -91,12 +92,15 @@ class LossMonitor(Modulator):
         file = Path(folder or POLICIES) / "monitor.json"
         try:
             card = json.loads(file.read_text(encoding="utf-8"))
-            version, rho = card["signals_version"], float(card["rho"])
+            version = card["signals_version"]
+            # Another version may well say other things, so their check waits.
+            monitor = cls(float(card["rho"])) if version == signal.VERSION else None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"cannot read the monitor's card {file}: {error!r}") from error
-        if version != signal.VERSION:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"cannot read the monitor's card {file}: {reason}") from error
+        if monitor is None:
             raise ValueError(f"{file} was made for signals version {version}, this is {signal.VERSION}: make it anew")
-        return cls(rho)
+        return monitor
 
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
         """Allocate the agent for the terms that may move."""
@@ -117,7 +121,7 @@ class LossMonitor(Modulator):
             _N_GLOBAL + _N_TERM * max(len(self.moving), 1),
             max(self.n_actions, 4),
             replace(self.config.dqn, gamma=gamma),
-            seed=generator_seed(seed, "monitor"),
+            seed=own_generator(seed, "monitor").initial_seed(),
             default_action=KEEP,
         )
 
@@ -185,8 +189,8 @@ class LossMonitor(Modulator):
         progress, config = context.signals.progress, self.config
         if progress is not None and not config.quiet_start <= progress <= 1 - config.quiet_end:
             return mask
-        mask[RESET] = bool(self.residual.any())
         doubted = context.signals.t_statistic < -config.doubt
+        mask[RESET] = bool(self.residual.any()) and not bool((doubted & (self.residual < 0)).any())
         for place, i in enumerate(self.moving):
             ready = bool(context.present[i]) and self.resting[i] == 0
             room = config.bound + 1e-9 - config.step
@@ -255,7 +259,7 @@ class RandomMonitor(LossMonitor):
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
         """Allocate as the monitor does, and a generator for the choices."""
         super().bind(terms, total_steps, seed)
-        self.dice = torch.Generator().manual_seed(generator_seed(seed, "random monitor"))
+        self.dice = own_generator(seed, "random monitor")
 
     def _choose(self, observation: Tensor, mask: Tensor) -> int:
         allowed = mask.nonzero().flatten()

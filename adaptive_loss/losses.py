@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -26,7 +28,9 @@ class Terms:
         targets: name → target value, for the terms that are constraints.
 
     Raises:
-        ValueError: no terms, a weight that is negative or not finite, all weights 0, a base that is off.
+        ValueError: no terms, a weight that is negative or not finite, all weights 0, a base that is off, a
+            target for the base or for a term that is off.
+        TypeError: weights that are not a mapping of names to numbers.
         KeyError: a base or target that is not a term.
 
     Example:
@@ -41,12 +45,18 @@ class Terms:
 
     def __post_init__(self) -> None:
         _check_weights(self.start)
+        object.__setattr__(self, "start", {name: float(weight) for name, weight in self.start.items()})
         if self.base is not None:
             self._check_known("base", self.base)
             if self.start[self.base] == 0:
                 raise ValueError(f"the base term {self.base!r} has start weight 0: give it a positive weight")
         for name, target in self.targets.items():
             self._check_known("target", name)
+            if name == self.base or self.start[name] == 0:
+                role = "the base, whose weight stays put" if name == self.base else "off (start weight 0)"
+                raise ValueError(f"term {name!r} has a target but is {role}: drop the target or change its role")
+            if not isinstance(target, Real):
+                raise TypeError(f"the target of term {name!r} is a {type(target).__name__}: give a number")
             if not math.isfinite(target):
                 raise ValueError(f"the target of term {name!r} is {target}: give a finite number")
 
@@ -54,28 +64,28 @@ class Terms:
         if name not in self.start:
             raise KeyError(f"the {what} {name!r} is not a term; the terms are: {', '.join(self.start)}")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The terms' names in term order."""
         return tuple(self.start)
 
-    @property
+    @cached_property
     def start_weights(self) -> Tensor:
         """The start weights, [K] float64."""
         return torch.tensor(list(self.start.values()), dtype=torch.float64)
 
-    @property
+    @cached_property
     def active(self) -> Tensor:
         """[K] bool: the terms that are on at all (start weight > 0)."""
         return self.start_weights > 0
 
-    @property
+    @cached_property
     def movable(self) -> Tensor:
         """[K] bool: the auxiliaries that are on, whose weights monitor and controller may move."""
         held = [name == self.base or name in self.targets for name in self.names]
         return self.active & ~torch.tensor(held)
 
-    @property
+    @cached_property
     def base_index(self) -> int | None:
         """The base term's place in the order, or None without a base."""
         return None if self.base is None else self.names.index(self.base)
@@ -106,13 +116,15 @@ class Terms:
                 raise ValueError(
                     f"term {name!r} is on {tensor.device} and {first_name!r} on {first.device}: move them to one device"
                 )
-        return StepLosses(tuple(tensors), _values(tensors))
+        return StepLosses(tuple(tensors), _values(tensors), torch.tensor([tensor is not None for tensor in tensors]))
 
     def _check_tensor(self, name: str, tensor: Tensor) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"term {name!r} is a {type(tensor).__name__}: give a 0-dim tensor with a gradient")
         if tensor.dim() != 0:
-            raise ValueError(f"term {name!r} has shape {tuple(tensor.shape)}: reduce it to a scalar (.mean() or .sum())")
+            raise ValueError(
+                f"term {name!r} has shape {tuple(tensor.shape)}: reduce it to a scalar (.mean() or .sum())"
+            )
         if not tensor.is_floating_point():
             raise TypeError(f"term {name!r} has dtype {tensor.dtype}: give a real floating-point tensor")
         if torch.is_grad_enabled() and not tensor.requires_grad and self.start[name] > 0:
@@ -124,23 +136,29 @@ class Terms:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """One step's losses: the live tensors (None where absent) and their values, [K] float64, NaN where absent."""
+    """One step's losses.
+
+    Args:
+        tensors: the live tensors, None where absent.
+        values: [K] float64, NaN where absent.
+        present: [K] bool, the terms that are there this step.
+    """
 
     tensors: tuple[Tensor | None, ...]
     values: Tensor
-
-    @property
-    def present(self) -> Tensor:
-        """[K] bool: the terms that are there this step."""
-        return torch.tensor([tensor is not None for tensor in self.tensors])
+    present: Tensor
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights must be a dict of name → start weight, not {type(weights).__name__}")
     if not weights:
         raise ValueError("no terms: give at least one name → start weight")
     for name, weight in weights.items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"a term's name must be a non-empty string, not {name!r}")
+        if not isinstance(weight, Real):
+            raise TypeError(f"the start weight of term {name!r} is a {type(weight).__name__}: give a finite number ≥ 0")
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(f"the start weight of term {name!r} is {weight}: give a finite number ≥ 0")
     if all(weight == 0 for weight in weights.values()):
@@ -148,6 +166,9 @@ def _check_weights(weights: Mapping[str, float]) -> None:
 
 
 def _values(tensors: list[Tensor | None]) -> Tensor:
-    present = torch.stack([t.detach().to(torch.float64) for t in tensors if t is not None]).tolist()
-    values = iter(present)
+    there = [tensor.detach() for tensor in tensors if tensor is not None]
+    if there[0].device.type == "cpu":
+        values = iter([tensor.item() for tensor in there])
+    else:
+        values = iter(torch.stack([tensor.to(torch.float64) for tensor in there]).tolist())
     return torch.tensor([math.nan if t is None else next(values) for t in tensors], dtype=torch.float64)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from adaptive_loss import signals as signal
 from adaptive_loss.guards import REACH
+from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Event, Modulator
 from adaptive_loss.weighting.base import Context
@@ -67,13 +69,11 @@ class ControllerLaw:
     def from_vector(cls, vector: list[float]) -> ControllerLaw:
         """The inverse of :meth:`to_vector`."""
         rest = iter(vector)
-        shape = asdict(cls())
-        return cls(
-            **{
-                name: tuple(next(rest) for _ in value) if isinstance(value, tuple) else next(rest)
-                for name, value in shape.items()
-            }
-        )
+        values: dict[str, Any] = {
+            name: tuple(next(rest) for _ in value) if isinstance(value, tuple) else next(rest)
+            for name, value in asdict(cls()).items()
+        }
+        return cls(**values)
 
     @classmethod
     def load(cls, file: Path) -> ControllerLaw:
@@ -84,17 +84,31 @@ class ControllerLaw:
         """
         try:
             card = json.loads(file.read_text(encoding="utf-8"))
-            version, law = card["signals_version"], card["law"]
-            loaded = cls(**{f.name: _number(law[f.name]) for f in fields(cls)})
+            version = card["signals_version"]
+            # Another version may well have other parameters, so their check waits.
+            law = cls._checked(card["law"]) if version == signal.VERSION else None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"cannot read the controller's law {file}: {error!r}") from error
-        if version != signal.VERSION:
-            raise ValueError(f"{file} was trained on signals version {version}, this is {signal.VERSION}: train it anew")
-        return loaded
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"cannot read the controller's law {file}: {reason}") from error
+        if law is None:
+            raise ValueError(
+                f"{file} was trained on signals version {version}, this is {signal.VERSION}: train it anew"
+            )
+        return law
+
+    @classmethod
+    def _checked(cls, law: Mapping[str, Any]) -> ControllerLaw:
+        """A law from a file's mapping, every parameter a finite number or as many of them as there should be."""
+        values = {name: _like(default, law[name], name) for name, default in asdict(cls()).items()}
+        return cls(**values)
 
 
-def _number(value: Any) -> Any:
-    return tuple(float(v) for v in value) if isinstance(value, list) else float(value)
+def _like(default: Any, value: Any, name: str) -> Any:
+    numbers = [float(v) for v in value] if isinstance(default, tuple) else [float(value)]
+    wanted = len(default) if isinstance(default, tuple) else 1
+    if len(numbers) != wanted or not all(math.isfinite(v) for v in numbers):
+        raise ValueError(f"{name!r} must be {wanted} finite number{'s' * (wanted > 1)}")
+    return tuple(numbers) if isinstance(default, tuple) else numbers[0]
 
 
 RULE = ControllerLaw()
@@ -105,7 +119,7 @@ ZERO = ControllerLaw(gain=0.0, early_step=0.0, late_step=0.0)
 
 
 class MetaController(Modulator):
-    """Applies a learned adaptation strategy: acts at every look-ahead and, without a probe, at every epoch's end.
+    """Applies a learned adaptation strategy: acts at every look-ahead and, without any, at every epoch's end.
 
     Args:
         law: its parameters; None takes the meta-trained ones that come with the package.
@@ -135,13 +149,13 @@ class MetaController(Modulator):
     def after_step(self, context: Context) -> list[Event]:
         """Act on a new look-ahead; without a probe, every 200 steps unless epochs are told."""
         since = context.step - self.last_action
-        alone = context.objective is None and not self.told_of_epochs and since >= EPOCH_STEPS
+        alone = _blind(context) and not self.told_of_epochs and since >= EPOCH_STEPS
         return self._act(context, looked=context.looked) if context.looked or alone else []
 
     def end_epoch(self, context: Context, metrics: Mapping[str, float]) -> list[Event]:
-        """Act at an epoch's end where there is no probe to look ahead to."""
+        """Act at an epoch's end where there is nothing to look ahead to."""
         self.told_of_epochs = True
-        return self._act(context, looked=False) if context.objective is None else []
+        return self._act(context, looked=False) if _blind(context) else []
 
     def _act(self, context: Context, looked: bool) -> list[Event]:
         before = self.log_gain
@@ -162,7 +176,7 @@ class MetaController(Modulator):
 
     def _urge(self, context: Context, looked: bool) -> Tensor:
         """[K] xᵢ of the law."""
-        law, progress = self.law, context.signals.progress or 0.0
+        law, progress = self.law, min(1.0, context.signals.progress or 0.0)
         terms = context.signals.term_features(context.weights, context.weights, context.start)
         phases = context.signals.global_features()[_PROGRESS]
         trust = terms[:, _TRUST] if looked else torch.zeros(len(terms), dtype=torch.float64)
@@ -171,8 +185,9 @@ class MetaController(Modulator):
         return trust * gain + linear + float(phases @ _vector(law.drift))
 
     def _step_size(self, context: Context) -> float:
-        edge = 50 if self.total_steps is None else min(50, self.total_steps // 4)
-        return self.law.early_step if context.step <= edge + 1 else self.law.late_step
+        # The clock has moved on since the look-ahead of the step before.
+        early = context.step - 1 <= Schedule().edge(self.total_steps)
+        return self.law.early_step if early else self.law.late_step
 
     def _calibration(self, context: Context) -> Tensor:
         share = context.signals.share.clamp_min(1e-12).log()
@@ -188,6 +203,11 @@ class MetaController(Modulator):
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.last_action, self.told_of_epochs = state["last_action"], state["told_of_epochs"]
+
+
+def _blind(context: Context) -> bool:
+    """Whether there is no probe, or none of its look-aheads has come: its graph is lost, or it is never finite."""
+    return context.objective is None or context.signals.look_aheads == 0
 
 
 def _vector(values: tuple[float, ...]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -88,11 +87,6 @@ class SetPoint(Modulator):
                 moved = float(self.log_gain[i]) + max(-self.limit, min(self.limit, self.rate * error))
                 self.log_gain[i] = max(-self.reach, min(self.reach, moved))
         return []
-
-
-def generator_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose, so that components draw independently and switching one on changes no other."""
-    return random.Random(f"{purpose}:{seed}").getrandbits(63)
 
 
 def _relative_error(value: float, target: float) -> float:

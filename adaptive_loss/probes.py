@@ -23,7 +23,7 @@ class held_out:
         seed: of the generator.
 
     Raises:
-        ValueError: no data, or tensors of different lengths.
+        ValueError: no data, tensors of different lengths, or a batch size below 1.
 
     Example:
         >>> import torch
@@ -46,6 +46,8 @@ class held_out:
         lengths = {len(part) for part in self.data}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"the probe's data have lengths {sorted(lengths)}: give tensors of one length above 0")
+        if batch_size < 1:
+            raise ValueError(f"the probe's batch_size is {batch_size}: give a positive number of examples")
         self.loss_fn, self.model = loss_fn, model
         self.batch_size = min(batch_size, len(self.data[0]))
         self.generator = torch.Generator().manual_seed(seed)

@@ -78,6 +78,8 @@ class Registry:
 
     def _outside(self, path: str) -> Any:
         module, _, attribute = path.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            raise UsageError(f"cannot load {self.kind} {path!r}: write it as package.module:Name")
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:

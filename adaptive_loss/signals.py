@@ -40,6 +40,7 @@ GLOBAL_FEATURES = (
 )
 _PROGRESS_CENTRES = (0.03, 0.1, 0.25, 0.5, 0.8, 1.1)
 _CLIP = 5.0
+_TINY = 1e-30
 _FAST, _SLOW, _GAIN = 0.9, 0.99, 0.8
 _FIRST_STEPS = 10
 
@@ -57,10 +58,9 @@ class Average:
 
     def update(self, values: Tensor) -> None:
         """Take in one vector of values; [K]."""
-        known = ~torch.isnan(values)
-        kept = 1 - (1 - self.decay) * known
-        self.sum = self.sum * kept + (1 - self.decay) * values.nan_to_num(0.0) * known
-        self.weight = self.weight * kept + (1 - self.decay) * known
+        fresh = (1 - self.decay) * (~torch.isnan(values)).to(torch.float64)
+        self.sum = self.sum * (1 - fresh) + fresh * values.nan_to_num(0.0)
+        self.weight = self.weight * (1 - fresh) + fresh
 
     @property
     def mean(self) -> Tensor:
@@ -134,9 +134,7 @@ class Signals:
         """
         known = ~torch.isnan(found.gain)
         self.gain = torch.where(known, _GAIN * self.gain + (1 - _GAIN) * found.gain, self.gain)
-        self.gain_square = torch.where(
-            known, _GAIN * self.gain_square + (1 - _GAIN) * found.gain**2, self.gain_square
-        )
+        self.gain_square = torch.where(known, _GAIN * self.gain_square + (1 - _GAIN) * found.gain**2, self.gain_square)
         self.cos_base = torch.where(known, found.cos_base, self.cos_base)
         self.cos_probe = torch.where(known, found.cos_probe, self.cos_probe)
         self.share = torch.where(known, found.share, self.share)
@@ -158,7 +156,7 @@ class Signals:
     @property
     def trust(self) -> Tensor:
         """[K] tᵢ in [−1, 1]: how steadily the look-aheads say that term i deserves more weight."""
-        return self.gain / self.gain_square.sqrt().clamp_min(1e-300)
+        return (self.gain / self.gain_square.sqrt().clamp_min(1e-300)).clamp(-1, 1)
 
     @property
     def t_statistic(self) -> Tensor:
@@ -177,7 +175,7 @@ class Signals:
         columns = (
             self._ratio(self.fast.mean, self.slow.mean),
             self._ratio(self.slow.mean, self.first) / 5,
-            self.spread.clamp_min(1e-12).log() - self.slow.mean.abs().clamp_min(1e-12).log(),
+            self.spread.clamp_min(_TINY).log() - self.slow.mean.abs().clamp_min(_TINY).log(),
             self.share.clamp_min(1e-12).log(),
             self.cos_base,
             self.cos_probe,
@@ -201,8 +199,10 @@ class Signals:
         return torch.tensor(values, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
 
     def _ratio(self, top: Tensor, bottom: Tensor) -> Tensor:
-        log = top.clamp_min(1e-30).log() - bottom.clamp_min(1e-30).log()
-        return torch.where(self.signed, (top - bottom) / self.spread.clamp_min(1e-12), log)
+        log = top.clamp_min(_TINY).log() - bottom.clamp_min(_TINY).log()
+        # A constant loss differs from its average by rounding alone, which must not count as many spreads.
+        spread = torch.maximum(self.spread, 1e-12 * bottom.abs()).clamp_min(_TINY)
+        return torch.where(self.signed, (top - bottom) / spread, log)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and numbers."""
@@ -223,7 +223,7 @@ def log_ratio(top: float, bottom: float) -> float:
     if not (math.isfinite(top) and math.isfinite(bottom)):
         return 0.0
     if top > 0 and bottom > 0:
-        return math.log(top / bottom)
+        return math.log(top) - math.log(bottom)
     return (top - bottom) / max(abs(top), abs(bottom), 1e-30)
 
 

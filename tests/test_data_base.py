@@ -12,10 +12,10 @@ from adaptive_loss.data.base import (
     Dataset,
     Split,
     channel_statistics,
-    own_generator,
     stratified_splits,
 )
 from adaptive_loss.errors import UsageError
+from adaptive_loss.seeding import own_generator
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -68,7 +68,7 @@ def test_impossible_subsets(subset: int, part: str) -> None:
 def test_a_damaged_or_missing_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "digits.npz"
     monkeypatch.setattr(digits, "FILE", copy)
-    with pytest.raises(RunError, match="cannot read .*digits.npz"):
+    with pytest.raises(RunError, match=r"cannot read .*digits\.npz"):
         digits.load()
     data = bytearray(Path(digits.__file__).with_name("digits.npz").read_bytes())
     data[1000] ^= 1

@@ -21,13 +21,16 @@ PACKAGE = ROOT / "adaptive_loss"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom: a part may import itself, the parts it lists, and what those list.
-FOUNDATION = {"errors", "registry"}
+FOUNDATION = {"errors", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "losses": set(),
     "gradients": set(),
     "signals": {"losses", "gradients"},
     "lookahead": {"signals"},
-    "guards": {"losses"},
+    "guards": {"losses", "gradients"},
+    "spike_gate": set(),
+    "live_look": {"lookahead"},
+    "step_record": {"modulator", "live_look"},
     "history": set(),
     "probes": {"losses", "gradients"},
     "weighting": {"signals", "lookahead"},
@@ -35,7 +38,7 @@ PARTS: dict[str, set[str]] = {
     "rl": {"signals"},
     "meta_controller": {"modulator", "guards"},
     "loss_monitor": {"modulator", "guards", "rl"},
-    "loss_executor": {"modulator", "guards", "history", "loss_monitor", "meta_controller"},
+    "loss_executor": {"step_record", "spike_gate", "guards", "history", "loss_monitor", "meta_controller"},
     "modes": {"loss_monitor", "meta_controller"},
     "data": set(),
     "models": set(),

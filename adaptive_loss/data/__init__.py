@@ -2,4 +2,6 @@
 
 from adaptive_loss.registry import Registry
 
-datasets = Registry("dataset", "adaptive_loss.data", aliases={"cifar10": "cifar10_loader"}, not_plugins=("base", "augment"))
+datasets = Registry(
+    "dataset", "adaptive_loss.data", aliases={"cifar10": "cifar10_loader"}, not_plugins=("base", "augment")
+)

@@ -6,7 +6,6 @@ test what is read once at the end. Images stay uint8 until a batch is normalised
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,17 +119,6 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     mean = share @ values
     std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
     return mean.float(), torch.where(std > 0, std, 1.0).float()
-
-
-def own_generator(seed: int, purpose: str) -> Generator:
-    """A generator for one purpose alone, so that drawing more for one never shifts what another draws.
-
-    Args:
-        seed: the run's seed.
-        purpose: what it is for ("split", "order"); another purpose gives an unrelated stream.
-    """
-    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def stratified_splits(

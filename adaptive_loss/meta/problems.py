@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from adaptive_loss.data.base import Split, own_generator
+from adaptive_loss.data.base import Split
 from adaptive_loss.data.digits import load as load_digits
 from adaptive_loss.loss_executor import LossExecutor
 from adaptive_loss.meta_controller import ControllerLaw, MetaController
 from adaptive_loss.models.vae import VAE
 from adaptive_loss.probes import held_out
+from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks.classify import confidence_penalty, mixed_cross_entropy
 from adaptive_loss.tasks.vae import bernoulli_reconstruction, gaussian_kl
 
@@ -158,9 +159,8 @@ def regression(dice: Generator) -> Problem:
     noise = _between(0.1, 1.0, dice)
     target = main + noise * torch.randn(main.shape, generator=dice)
     goals = {"fit": target, "related": related, "unrelated": other, "opposed": -target}
-    body = nn.Sequential(nn.Linear(width, int(_between(16, 64, dice))), nn.Tanh())
-    heads = nn.Linear(body[0].out_features, 3)
-    model = nn.Sequential(body, heads)
+    hidden = int(_between(16, 64, dice))
+    model = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 3))
     columns = {"fit": 0, "related": 1, "unrelated": 2, "opposed": 0}
 
     def terms(rows: Tensor) -> Mapping[str, Tensor]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -89,13 +89,11 @@ def draw_problems(count: int, first_seed: int) -> list[tuple[str, int]]:
 def bounded(vector: Sequence[float]) -> ControllerLaw:
     """A law from any point of the search space: step sizes within [0, 1.4] nats, calibration within [0, 1]."""
     law = ControllerLaw.from_vector([float(v) for v in vector])
-    return ControllerLaw(
-        **asdict(law)
-        | {
-            "early_step": max(0.0, min(1.4, law.early_step)),
-            "late_step": max(0.0, min(1.4, law.late_step)),
-            "calibration": max(0.0, min(1.0, law.calibration)),
-        }
+    return replace(
+        law,
+        early_step=max(0.0, min(1.4, law.early_step)),
+        late_step=max(0.0, min(1.4, law.late_step)),
+        calibration=max(0.0, min(1.0, law.calibration)),
     )
 
 
@@ -111,11 +109,13 @@ def search(flags: MetaTrainFlags) -> tuple[ControllerLaw, list[float]]:
         for generation in range(flags.generations):
             problems = draw_problems(flags.problems, (flags.seed * flags.generations + generation) * flags.problems)
             candidates = strategy.ask()
-            costs = workers(delayed(_one_thread_cost)(bounded(c), problems) for c in candidates)
+            costs: list[float] = list(workers(delayed(_one_thread_cost)(bounded(c), problems) for c in candidates))  # pyright: ignore
             strategy.tell(candidates, costs)
             curve.append(statistics.fmean(costs))
-            print(f"generation {generation + 1}/{flags.generations}: mean cost {curve[-1]:+.4f}, best {min(costs):+.4f}")
-    return bounded(strategy.mean), curve
+            print(
+                f"generation {generation + 1}/{flags.generations}: mean cost {curve[-1]:+.4f}, best {min(costs):+.4f}"
+            )
+    return bounded(list(strategy.mean)), curve  # pyright: ignore[reportArgumentType]
 
 
 def _one_thread_cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> float:
@@ -126,14 +126,14 @@ def _one_thread_cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) ->
 
 
 def compare_with_rule(law: ControllerLaw, flags: MetaTrainFlags) -> dict[str, object]:
-    """Law against rule on fresh problems: the mean log-ratio of final losses and its 95% interval, by family and whole."""
+    """Law against rule on fresh problems: mean log-ratio of final losses and its 95% interval, whole and by family."""
     from joblib import Parallel, delayed
 
     from adaptive_loss.trainer.simple_ablation_analysis import bca_interval
 
     problems = draw_problems(flags.held_out, HELD_OUT_SEEDS)
     workers = Parallel(n_jobs=flags.jobs or core_count())
-    found = [value for (value,) in workers(delayed(_one_thread_differences)(law, [p]) for p in problems)]
+    found: list[float] = list(workers(delayed(_one_thread_cost)(law, [p]) for p in problems))  # pyright: ignore
     groups = {"all": found}
     for (family, _), value in zip(problems, found, strict=True):
         groups.setdefault(family, []).append(value)
@@ -143,18 +143,18 @@ def compare_with_rule(law: ControllerLaw, flags: MetaTrainFlags) -> dict[str, ob
     }
 
 
-def _one_thread_differences(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> list[float]:
-    import torch
-
-    torch.set_num_threads(1)
-    return differences(law, problems)
-
-
 def run(flags: MetaTrainFlags) -> int:
     """Search, compare, write the law with its card; the exit code."""
     for name in ("generations", "population", "problems", "held_out"):
         if getattr(flags, name) < 2:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(flags, name)}; give at least 2")
+    most = HELD_OUT_SEEDS // (flags.generations * flags.problems) - 1
+    if not 0 <= flags.seed <= most:
+        raise UsageError(f"--seed is {flags.seed}; give 0 to {most}, so that the held-out problems stay unseen")
+    if not (math.isfinite(flags.sigma) and flags.sigma > 0):
+        raise UsageError(f"--sigma is {flags.sigma}; give a finite number above 0")
+    if flags.output.is_dir():
+        raise UsageError(f"--output {flags.output} is a folder; give a file")
     law, curve = search(flags)
     evidence = compare_with_rule(law, flags)
     settings = {name: value for name, value in asdict(flags).items() if name not in ("output", "jobs")}

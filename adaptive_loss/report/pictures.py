@@ -69,7 +69,7 @@ def weights_picture(
         columns = {1: 1, 2: 2, 4: 2}.get(len(runs), 3)
         lines = math.ceil(len(runs) / columns)
         figure = _figure(4.1 * columns + 0.4, 2.5 * lines + 0.7, title)
-        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
         panels = list(grid.flat)
         for panel, (label, curves) in zip(panels, runs.items(), strict=False):
             panel.set_title(_text(label))

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_loss.data.augment import augmenter, normalise
-from adaptive_loss.data.base import own_generator
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.models.simple_cnn import SimpleCNN
 from adaptive_loss.probes import held_out
+from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from adaptive_loss.data.base import own_generator
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.models.vae import VAE
 from adaptive_loss.probes import held_out
+from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 

@@ -16,12 +16,14 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from adaptive_loss.data import datasets
-from adaptive_loss.data.base import Batches, Dataset, own_generator
+from adaptive_loss.data.base import Batches, Dataset
+from adaptive_loss.errors import UsageError
 from adaptive_loss.loss_executor import LossExecutor, StepRecord
 from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.modes import modes
 from adaptive_loss.modes.base import Mode
 from adaptive_loss.records import json_dump, provenance, write_atomic
+from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 from adaptive_loss.utils.config import RunConfig, core_count, resolve_device, start_weights, to_json, validate
@@ -101,6 +103,8 @@ def prepare(config: RunConfig, data: Dataset) -> Training:
     mode: Mode = modes.get(config.mode)()
     kind: type[Task] = tasks.get(config.task)
     weights = start_weights(config, kind.terms)
+    if kind.base is not None and weights[kind.base] == 0:
+        raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
     if mode.base_only:
         weights = {name: weight if name == kind.base else 0.0 for name, weight in weights.items()}
     torch.manual_seed(config.seed)

@@ -71,8 +71,8 @@ class DWA(Weighting):
 
     def after_step(self, losses: Tensor, context: Context) -> None:
         """Add this step's losses to the epoch's means."""
-        self.total += losses.nan_to_num(0.0)
-        self.count += ~torch.isnan(losses)
+        self.total = self.total + losses.nan_to_num(0.0)
+        self.count = self.count + ~torch.isnan(losses)
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Shift the epoch's means into the history."""

@@ -1,0 +1,96 @@
+"""What one optimizer step leaves behind, and the forward passes that lead up to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adaptive_loss.gradients import LookAhead
+from adaptive_loss.live_look import MeasureLater
+from adaptive_loss.losses import StepLosses
+from adaptive_loss.modulator import Event
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What became of one optimizer step.
+
+    Args:
+        step: accepted optimizer steps so far, this one included where it was accepted.
+        applied: whether the optimizer stepped (in shadow mode it always does).
+        reason: why the step was rejected (in shadow mode: would have been), else None.
+        term: the term that is to blame, where one is.
+        weights: the weights applied, in the user's units; of a rejected step, those applied last.
+        losses: the step's losses (means over accumulated batches).
+        gradient_norm: Euclidean norm before clipping; NaN where it was not taken.
+        events: what was done since the last record, and why.
+    """
+
+    step: int
+    applied: bool
+    reason: str | None
+    term: str | None
+    weights: Mapping[str, float]
+    losses: Mapping[str, float]
+    gradient_norm: float
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a step is rejected, and the term that is to blame, where one is."""
+
+    reason: str
+    term: str | None = None
+
+
+@dataclass
+class Window:
+    """The forward passes since the last optimizer step: one, or several under gradient accumulation.
+
+    Args:
+        before: [K] the weights applied on the last accepted step, which a rejection goes back to.
+        total, count: [K] sums and numbers of the batches' losses, by term.
+        present: [K] bool, the terms that were there and on in some batch.
+        rejection: the first reason to reject, if any.
+        look: this step's look-ahead; ``look_later`` makes it once the optimizer is known.
+        train: what the look-ahead's objective is compared with.
+        batches: accepted forward passes.
+        witnesses: parameters and their versions, which show whether someone else stepped the optimizer.
+    """
+
+    before: Tensor
+    total: Tensor
+    count: Tensor
+    present: Tensor
+    rejection: Rejection | None = None
+    look: LookAhead | None = None
+    look_later: MeasureLater | None = None
+    train: float = math.nan
+    batches: int = 0
+    witnesses: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    @classmethod
+    def opened(cls, weights: Tensor) -> Window:
+        """An empty window after a step that applied ``weights``, [K]."""
+        zeros = torch.zeros_like(weights)
+        return cls(weights, zeros, zeros, torch.zeros(len(weights), dtype=torch.bool))
+
+    def add(self, batch: StepLosses, active: Tensor) -> None:
+        """Take in one batch's losses; ``active`` is [K] bool, the terms that are on."""
+        self.batches += 1
+        self.present = self.present | (batch.present & active)
+        self.total = self.total + torch.where(batch.present, batch.values, 0.0)
+        self.count = self.count + batch.present
+
+    def means(self) -> Tensor:
+        """[K] mean losses, NaN where absent in all batches."""
+        return self.total / self.count
+
+    def stepped_elsewhere(self) -> bool:
+        """Whether a parameter of the first batch's graph has changed since."""
+        return any(tensor._version != version for tensor, version in self.witnesses)

@@ -1,0 +1,190 @@
+"""What the executor costs beside a bare PyTorch loop with the same terms.
+
+    python -m benchmarks.overhead [--steps 120] [--threads 1] [--json]
+
+Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. All arms run
+interleaved in one process, a step each in turn, with models of their own; a ratio is of medians, so a disturbed step
+does not count. The full system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over
+a run is made up from the measured kinds and the number of each that such a run has.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptive_loss.data.base import Dataset, Split
+from adaptive_loss.loss_executor import LossExecutor
+from adaptive_loss.loss_monitor import LossMonitor
+from adaptive_loss.meta_controller import MetaController
+from adaptive_loss.tasks.classify import Classify
+from adaptive_loss.utils.commands import command, parse
+from adaptive_loss.utils.config import RunConfig
+from adaptive_loss.utils.performance import peak_memory_mb
+
+PROG = "python -m benchmarks.overhead"
+BATCH = 128
+RUN_LENGTH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of the benchmark."""
+
+    steps: int = 120
+    """Steps timed in each arm, after 10 to warm up."""
+    threads: int = 1
+    """CPU threads."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+
+@dataclass
+class Arm:
+    """A loop under the clock: one call is one training step."""
+
+    step: Callable[[Tensor], str]
+    seconds: dict[str, list[float]]
+
+    def timed(self, rows: Tensor) -> None:
+        """Do one step and file its time under the kind of step it was."""
+        start = time.perf_counter()
+        kind = self.step(rows)
+        self.seconds.setdefault(kind, []).append(time.perf_counter() - start)
+
+    def median(self, kind: str = "plain") -> float:
+        """Median seconds of a kind of step."""
+        return statistics.median(self.seconds[kind])
+
+
+def random_images(count: int, seed: int) -> Split:
+    """``count`` images of noise with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.randint(10, (count,), generator=generator))
+
+
+def build_task() -> Classify:
+    """The classifier with its five terms on noise."""
+    parts = {name: random_images(512, i) for i, name in enumerate(("train", "probe", "select", "test"))}
+    data = Dataset(
+        name="noise",
+        classes=tuple("0123456789"),
+        mean=torch.full((3,), 0.5),
+        std=torch.full((3,), 0.25),
+        provenance={},
+        **parts,
+    )
+    torch.manual_seed(0)
+    return Classify(RunConfig(dataset="cifar10"), data, torch.device("cpu"))
+
+
+def bare_arm() -> Arm:
+    """The loop as people write it: Σ wᵢLᵢ, backward, step."""
+    task = build_task()
+    optimizer = torch.optim.Adam(task.model.parameters())
+
+    def step(rows: Tensor) -> str:
+        losses = task.losses(rows)
+        optimizer.zero_grad()
+        sum(1.0 * loss for loss in losses.values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        task.after_step()
+        return "plain"
+
+    return Arm(step, {})
+
+
+def executor_arm(full: bool, weighting: str = "fixed") -> Arm:
+    """The same loop through the executor: a rule alone, or the full system with its probe."""
+    task = build_task()
+    executor = LossExecutor(
+        dict.fromkeys(task.terms, 1.0),
+        base=task.base,
+        weighting=weighting,
+        modulators=(MetaController(), LossMonitor()) if full else (),
+        probe=task.probe if full else None,
+        total_steps=RUN_LENGTH,
+    )
+    optimizer = torch.optim.Adam([*task.model.parameters(), *executor.parameters()])
+
+    def step(rows: Tensor) -> str:
+        looks, decided = executor.signals.look_aheads, _next_decision(executor)
+        losses = task.losses(rows)
+        optimizer.zero_grad()
+        executor(losses).backward()
+        executor.step(optimizer)
+        task.after_step()
+        if executor.signals.look_aheads > looks:
+            return "look-ahead"
+        return "plain" if _next_decision(executor) == decided else "decision"
+
+    return Arm(step, {})
+
+
+def _next_decision(executor: LossExecutor) -> int:
+    return next((m.next_decision for m in executor.modulators if isinstance(m, LossMonitor)), 0)
+
+
+def run_overhead(full: Arm, bare: float, steps: int) -> float:
+    """Share by which a whole run of ``steps`` is slower, from the measured kinds of step and their numbers."""
+    config = LossMonitor().config
+    looks = 32
+    decisions = steps // max(config.every, steps // config.decisions)
+    extra = looks * (statistics.fmean(full.seconds["look-ahead"]) - bare)
+    extra += decisions * (full.median("decision") - bare)
+    extra += (steps - looks - decisions) * (full.median() - bare)
+    return extra / (steps * bare)
+
+
+def measure(flags: Flags) -> dict[str, float]:
+    """All ratios, as fractions over the bare loop."""
+    torch.set_num_threads(flags.threads)
+    bare, full = bare_arm(), executor_arm(full=True)
+    arms = {"bare": bare, "full": full} | {rule: executor_arm(False, rule) for rule in ("fixed", "uncertainty", "dwa")}
+    order = torch.Generator().manual_seed(0)
+    for i in range(10 + flags.steps):
+        rows = torch.randint(512, (BATCH,), generator=order)
+        for name, arm in arms.items():
+            if i == 10 and name != "full":
+                arm.seconds.clear()
+            arm.timed(rows)
+    base = bare.median()
+    found = {"bare_ms": 1000 * base}
+    found |= {f"{rule}_overhead": arms[rule].median() / base - 1 for rule in ("fixed", "uncertainty", "dwa")}
+    found["full_between_overhead"] = full.median() / base - 1
+    found["look_ahead_steps"] = statistics.fmean(full.seconds["look-ahead"]) / base
+    found["decision_steps"] = full.median("decision") / base
+    found |= {f"full_{n}_overhead": run_overhead(full, base, n) for n in (1_000, 10_000)}
+    found["peak_memory_mb"] = peak_memory_mb()
+    return found
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    flags = parse(Flags, argv, PROG, "Time the executor beside a bare loop.")
+    found = measure(flags)
+    if flags.json:
+        print(json.dumps(found))
+        return 0
+    print(f"bare loop: {found['bare_ms']:.1f} ms a step, {flags.threads} thread(s), torch {torch.__version__}")
+    for name, value in found.items():
+        if name.endswith("_overhead"):
+            print(f"{name.removesuffix('_overhead').replace('_', ' '):<16}{100 * value:+7.2f}%")
+    print(
+        f"a look-ahead step takes {found['look_ahead_steps']:.2f} bare steps, a decision {found['decision_steps']:.2f}"
+    )
+    print(f"peak memory of this process, five models: {found['peak_memory_mb']:.0f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

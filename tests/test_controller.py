@@ -1,0 +1,273 @@
+"""The controller's law: identities, the rule by hand, what it does to a harmful term, and its files."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy import WEIGHTS, train
+
+from adaptive_loss import LossExecutor, MetaController
+from adaptive_loss import signals as signal
+from adaptive_loss.gradients import LookAhead
+from adaptive_loss.guards import REACH
+from adaptive_loss.losses import Terms
+from adaptive_loss.meta_controller import POLICIES, RULE, ZERO, ControllerLaw
+from adaptive_loss.signals import Signals
+from adaptive_loss.weighting.base import Context
+
+BUSY = replace(RULE, drift=(0.1, -0.2, 0.3, 0.05, -0.1, 0.2), features=(0.3,) * 9, late_features=(-0.2,) * 9)
+
+
+def test_a_zero_law_is_no_modulator_bit_for_bit() -> None:
+    zero, nothing = train([MetaController(ZERO)]), train([])
+    assert torch.equal(zero.parameters, nothing.parameters)
+    assert zero.weights == nothing.weights
+    assert zero.looks  # it did look
+    assert not zero.events
+
+
+def test_a_zero_law_is_no_modulator_where_there_is_no_base() -> None:
+    weights = {"fit": 0.3, "helpful": 1.7, "harmful": 0.1}
+    zero, nothing = train([MetaController(ZERO)], base=None, weights=weights), train([], base=None, weights=weights)
+    assert torch.equal(zero.parameters, nothing.parameters)
+
+
+def test_the_rule_by_hand_from_the_recorded_look_aheads() -> None:
+    run = train([MetaController(RULE)], steps=120)
+    edge = 30  # a quarter of 120 steps, below 50
+    mean = square = torch.zeros(3, dtype=torch.float64)
+    log = torch.zeros(3, dtype=torch.float64)
+    path = {}
+    for step, look in run.looks:
+        mean, square = 0.8 * mean + 0.2 * look.gain, 0.8 * square + 0.2 * look.gain**2
+        trust = mean / square.sqrt()
+        move = (0.7 if step <= edge else 0.35) * trust.clamp(-1, 1)
+        move[0] = 0  # the base stays put
+        log = log + move
+        path[step] = log
+    assert len(path) == 32
+    controller = run.executor.modulators[0]
+    assert controller.gains().tolist() == pytest.approx(log.tolist(), abs=1e-12)
+    # A step's weights follow the look-aheads before it, unless a guard (a nat a step, the share cap) holds them.
+    held = [event for event in run.events if event.kind == "clamp"]
+    for step in (1, 3, 10) if held else path:
+        before = [log for at, log in path.items() if at < step]
+        wanted = before[-1] if before else torch.zeros(3, dtype=torch.float64)
+        assert list(run.weights[step].values()) == pytest.approx(wanted.exp().tolist(), rel=1e-9)
+
+
+def test_a_harmful_term_falls_more_than_tenfold_and_a_helpful_one_does_not() -> None:
+    run = train([MetaController(RULE)], steps=300)
+    final = run.executor.weights
+    assert final["fit"] == 1.0
+    assert final["harmful"] < 0.1
+    assert final["helpful"] > 0.1
+    assert final["helpful"] > 10 * final["harmful"]
+
+
+def test_without_a_base_the_weights_keep_their_sum() -> None:
+    run = train([MetaController(RULE)], base=None)
+    assert all(sum(w.values()) == pytest.approx(3.0) for w in run.weights)
+    assert run.executor.weights["harmful"] < 0.3
+
+
+def test_a_whole_start_scale_changes_nothing_but_the_scale() -> None:
+    one = train([MetaController(BUSY)], steps=60)
+    other = train([MetaController(BUSY)], steps=60, weights={name: 8 * w for name, w in WEIGHTS.items()})
+    # Adam's ε alone breaks the symmetry.
+    for name, weight in one.executor.weights.items():
+        assert other.executor.weights[name] == pytest.approx(8 * weight, rel=1e-3)
+
+
+def controller_at(
+    law: ControllerLaw, names: tuple[str, ...] = ("a", "b", "c"), base: str | None = "a"
+) -> MetaController:
+    controller = MetaController(law)
+    controller.bind(Terms(dict.fromkeys(names, 1.0), base), 100, 0)
+    return controller
+
+
+def context_of(signals: Signals, k: int = 3, *, looked: bool = True, present: Tensor | None = None) -> Context:
+    ones = torch.ones(k, dtype=torch.float64)
+    here = torch.ones(k, dtype=torch.bool) if present is None else present
+    return Context(signals.step, here, signals, ones, ones, looked, lambda: 1.0)
+
+
+def looked(gain: list[float], share: list[float] | None = None) -> Signals:
+    signals = Signals(len(gain), 100)
+    values = torch.tensor(gain, dtype=torch.float64)
+    shares = torch.full_like(values, 1 / len(gain)) if share is None else torch.tensor(share, dtype=torch.float64)
+    signals.update(torch.rand(len(gain), generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    signals.look(LookAhead(values, values / 2, values / 3, shares, 1.0), 1.0)
+    return signals
+
+
+def test_calibration_makes_weighted_gradients_as_long_as_the_bases_once() -> None:
+    controller = controller_at(replace(RULE, gain=0.0, calibration=1.0))
+    signals = looked([0.0, 0.0, 0.0], [0.1, 0.5, 0.4])
+    controller.after_step(context_of(signals))
+    assert controller.gains().tolist() == pytest.approx([0, -math.log(5), -math.log(4)])
+    signals.look(LookAhead(*(torch.zeros(3, dtype=torch.float64),) * 3, torch.tensor([0.1, 0.8, 0.1]), 1.0), 1.0)
+    controller.after_step(context_of(signals))
+    assert controller.gains().tolist() == pytest.approx([0, -math.log(5), -math.log(4)])
+
+
+def test_permuting_the_auxiliaries_permutes_the_moves() -> None:
+    order = [0, 3, 1, 2]
+    gain, share = [0.1, -0.4, 0.3, 0.9], [0.4, 0.3, 0.2, 0.1]
+    law = replace(BUSY, calibration=0.5)
+    one, other = controller_at(law, tuple("abcd")), controller_at(law, tuple("adbc"))
+    signals, permuted = looked(gain, share), looked([gain[i] for i in order], [share[i] for i in order])
+    for name in ("sum", "weight"):
+        for average in ("fast", "slow", "square"):
+            setattr(getattr(permuted, average), name, getattr(getattr(signals, average), name)[order])
+    permuted.first = signals.first[order]
+    one.after_step(context_of(signals, 4))
+    other.after_step(context_of(permuted, 4))
+    assert one.gains().abs().sum() > 0
+    torch.testing.assert_close(one.gains()[order], other.gains(), rtol=1e-12, atol=1e-12)
+
+
+def test_absent_and_fixed_terms_stay_and_the_reach_holds() -> None:
+    controller = controller_at(replace(RULE, early_step=1.4, late_step=1.4, drift=(0.0,) * 5 + (-50.0,)))
+    signals = looked([0.5, 0.5, 0.5])
+    for _ in range(20):
+        controller.after_step(context_of(signals, present=torch.tensor([True, True, False])))
+    assert controller.gains().tolist() == [0.0, REACH, 0.0]
+
+
+def test_after_a_step_without_a_look_ahead_nothing_moves() -> None:
+    controller = controller_at(BUSY)
+    assert controller.after_step(context_of(looked([0.5] * 3), looked=False)) == []
+    assert controller.gains().tolist() == [0.0] * 3
+
+
+def test_without_a_probe_it_acts_every_200_steps() -> None:
+    with pytest.warns(UserWarning, match="no probe"):
+        run = train([MetaController(BUSY)], steps=450, probe=False)
+    assert [event.step for event in run.events if event.kind == "controller"] == [200, 400]
+    assert run.weights[200] != WEIGHTS and run.weights[199] == WEIGHTS
+
+
+def test_without_a_probe_told_of_epochs_it_acts_at_their_ends() -> None:
+    with pytest.warns(UserWarning, match="no probe"):
+        run = train([MetaController(BUSY)], steps=450, probe=False, epoch=150)
+    assert [event.step for event in run.events if event.kind == "controller"] == [150, 300, 450]
+
+
+def test_with_a_probe_the_end_of_an_epoch_moves_nothing() -> None:
+    assert train([MetaController(BUSY)], epoch=10).weights == train([MetaController(BUSY)]).weights
+
+
+def test_the_rule_without_a_probe_is_the_start_weights() -> None:
+    with pytest.warns(UserWarning, match="no probe"):
+        run = train([MetaController(RULE)], steps=250, probe=False)
+    assert all(w == WEIGHTS for w in run.weights) and not run.events
+
+
+def test_events_tell_the_change_that_was_made() -> None:
+    run = train([MetaController(RULE)])
+    changes = [event.details["change"] for event in run.events if event.kind == "controller"]
+    assert sum(c["harmful"] for c in changes) == pytest.approx(float(run.executor.modulators[0].gains()[2]))
+    assert all(c["fit"] == 0 for c in changes)
+
+
+def test_state_round_trip() -> None:
+    run = train([MetaController(BUSY)], steps=40)
+    state = run.executor.modulators[0].state_dict()
+    again = controller_at(BUSY, tuple(WEIGHTS), "fit")
+    again.load_state_dict(state)
+    assert again.state_dict()["last_action"] == state["last_action"] > 0
+    assert torch.equal(again.gains(), run.executor.modulators[0].gains())
+
+
+# ---- the law's vector and its file ----------------------------------------------------------------------------------
+
+
+def test_vector_round_trip_has_30_to_100_parameters() -> None:
+    vector = [float(i) for i in range(len(RULE.to_vector()))]
+    assert 30 <= len(vector) <= 100
+    assert ControllerLaw.from_vector(vector).to_vector() == vector
+    assert ControllerLaw.from_vector(RULE.to_vector()) == RULE
+
+
+def card(**changes: Any) -> dict[str, Any]:
+    return {"signals_version": signal.VERSION, "law": asdict(BUSY)} | changes
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "controller.json"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_a_law_survives_its_file(tmp_path: Path) -> None:
+    assert ControllerLaw.load(written(tmp_path, json.dumps(card()))) == BUSY
+    assert MetaController.from_policy(tmp_path).law == BUSY
+
+
+def test_the_shipped_law_loads() -> None:
+    assert MetaController().law == ControllerLaw.load(POLICIES / "controller.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '"law"',
+        "{}",
+        json.dumps({"signals_version": signal.VERSION}),
+        json.dumps(card(law=[])),
+        json.dumps(card(law=None)),
+        json.dumps(card(law={"gain": 1.0})),
+        json.dumps(card(law=asdict(BUSY) | {"gain": [1.0]})),
+        json.dumps(card(law=asdict(BUSY) | {"gain": "high"})),
+        json.dumps(card(law=asdict(BUSY) | {"gain": math.nan})),
+        json.dumps(card(law=asdict(BUSY) | {"late_step": math.inf})),
+        json.dumps(card(law=asdict(BUSY) | {"trust": [0.0] * 5})),
+        json.dumps(card(law=asdict(BUSY) | {"drift": 0.0})),
+        json.dumps(card(law=asdict(BUSY) | {"features": [0.0] * 8 + [math.nan]})),
+    ],
+)
+def test_a_damaged_law_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"controller\.json") as caught:
+        MetaController.from_policy(written(tmp_path, text).parent)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_missing_or_binary_law_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"controller\.json"):
+        MetaController.from_policy(tmp_path)
+    (tmp_path / "controller.json").write_bytes(b"\xff\xfe\x00" * 2000)
+    with pytest.raises(ValueError, match=r"controller\.json") as caught:
+        MetaController.from_policy(tmp_path)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("law", [asdict(BUSY), {}, {"other": 1}])
+def test_a_law_of_other_signals_is_refused_whatever_its_parameters(tmp_path: Path, law: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"signals version 99.*train it anew") as caught:
+        ControllerLaw.load(written(tmp_path, json.dumps(card(signals_version=99, law=law))))
+    assert "\n" not in str(caught.value)
+
+
+def test_adaptive_takes_a_policy_folder(tmp_path: Path) -> None:
+    written(tmp_path, json.dumps(card()))
+    (tmp_path / "monitor.json").write_text(json.dumps({"signals_version": signal.VERSION, "rho": 0.5}))
+    executor = LossExecutor.adaptive(
+        {"a": 1.0, "b": 1.0}, base="a", probe=lambda: torch.ones((), requires_grad=True), policy=tmp_path
+    )
+    controller, monitor = executor.modulators
+    assert isinstance(controller, MetaController) and controller.law == BUSY
+    assert getattr(monitor, "rho", None) == 0.5

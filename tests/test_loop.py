@@ -1,0 +1,172 @@
+"""One run end to end on the digits: its folder, its row, its determinism, and what it never looks at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive_loss import records
+from adaptive_loss.data import digits as digits_module
+from adaptive_loss.data.base import Dataset, Split
+from adaptive_loss.errors import UsageError
+from adaptive_loss.modes import modes
+from adaptive_loss.trainer import loop
+from adaptive_loss.utils.config import RunConfig
+
+FILES = {"config.json", "metrics.csv", "events.jsonl", "result.json", "checkpoint.pt", "tb"}
+CONFIG = RunConfig(dataset="digits", epochs=2, batch_size=100, threads=1, precision="fp32", device="cpu")
+MODES = [
+    "baseline",
+    "base_only",
+    "base_only_all",
+    "lookahead_only",
+    "controller_only",
+    "monitor_only",
+    "full",
+    "random_monitor",
+]
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the digits once for all runs."""
+    monkeypatch.setattr(loop, "_load", lambda config: data())
+
+
+@cache
+def data() -> Dataset:
+    return digits_module.load(seed=0)
+
+
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in records.COLUMNS if name != "train_seconds"}
+
+
+def test_folder_and_row(tmp_path: Path) -> None:
+    result = loop.run(replace(CONFIG, mode="full"), tmp_path / "run", quiet=True)
+    folder = tmp_path / "run"
+    assert {file.name for file in folder.iterdir()} == FILES
+    assert list(result)[: len(records.COLUMNS)] == list(records.COLUMNS)
+    assert result["mode"] == "full" and result["seed"] == 42 and result["status"] == "ok"
+    assert result["epochs"] == 2 and result["steps"] == 20
+    assert 0 <= result["test_accuracy"] <= 1 and result["test_loss"] > 0
+    saved = json.loads((folder / "result.json").read_text())
+    assert row_of(saved) == row_of(result) and saved["provenance"]
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"] and rows[1]["step"] == "20"
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert len(events) == result["interventions"] > 0
+    assert {"controller"} <= {event["kind"] for event in events}
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert checkpoint["config"]["mode"] == "full" and checkpoint["executor"]
+    assert list((folder / "tb").iterdir())
+
+
+def test_what_an_unfinished_run_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch\n99\n")
+    (tmp_path / "events.jsonl").write_text("{}\n")
+    loop.run(CONFIG, tmp_path, quiet=True)
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "metrics.csv").open())] == ["1", "2"]
+    assert "{}" not in (tmp_path / "events.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_seed_same_row_and_another_seed_another(mode: str, tmp_path: Path) -> None:
+    assert mode in modes.names()
+    config = replace(CONFIG, mode=mode, epochs=1)
+    one = row_of(loop.run(config, tmp_path / "one", quiet=True))
+    torch.manual_seed(99)  # what came before does not matter
+    two = row_of(loop.run(config, tmp_path / "two", quiet=True))
+    other = row_of(loop.run(replace(config, seed=7), tmp_path / "other", quiet=True))
+    assert one == two
+    assert one["test_loss"] != other["test_loss"]
+    metrics = (tmp_path / "one/metrics.csv").read_bytes()
+    assert metrics == (tmp_path / "two/metrics.csv").read_bytes()
+
+
+def test_modes_share_initialisation_and_order_and_differ_in_adaptation_alone(tmp_path: Path) -> None:
+    first = {}
+    for mode in ("baseline", "lookahead_only", "full"):
+        training = loop.prepare(replace(CONFIG, mode=mode), data())
+        losses = training.task.losses(next(iter(training.batches)))
+        first[mode] = {name: float(loss.detach()) for name, loss in losses.items()}
+    assert first["baseline"] == first["lookahead_only"] == first["full"]
+
+
+@pytest.mark.parametrize("mode", ["baseline", "full"])
+def test_permuted_test_labels_change_only_test_columns(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, mode=mode, epochs=1)
+    plain = loop.run(config, tmp_path / "plain", quiet=True)
+    test = data().test
+    permuted = replace(data(), test=Split(test.images, test.labels.roll(1)))
+    monkeypatch.setattr(loop, "_load", lambda config: permuted)
+    other = loop.run(config, tmp_path / "permuted", quiet=True)
+    changed = {name for name in plain if plain[name] != other[name]} - {"train_seconds", "peak_memory_mb"}
+    assert changed == {"test_accuracy", "test_loss"}
+    for file in ("metrics.csv", "events.jsonl"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "permuted" / file).read_bytes()
+
+
+def test_base_only_trains_on_the_base_alone_and_base_only_all_on_all_held_in_data() -> None:
+    alone = loop.prepare(replace(CONFIG, mode="base_only"), data())
+    whole = loop.prepare(replace(CONFIG, mode="base_only_all"), data())
+    assert set(alone.task.losses(torch.arange(10))) == {"cross_entropy"}
+    assert [w for w in alone.executor.weights.values() if w] == [1.0]
+    assert len(alone.task.splits["train"]) == 1000 and len(whole.task.splits["train"]) == 1300
+    assert len(whole.batches) == 13
+
+
+def test_start_weights_are_honoured_in_every_mode() -> None:
+    for mode in ("baseline", "full", "base_only"):
+        training = loop.prepare(replace(CONFIG, mode=mode, weights={"mixup": 0.5, "confidence": 0.0}), data())
+        weights = training.executor.weights
+        assert weights["mixup"] == (0.0 if mode == "base_only" else 0.5) and weights["confidence"] == 0.0
+        assert "confidence" not in training.task.losses(torch.arange(10))
+
+
+@pytest.mark.parametrize("mode", ["baseline", "full", "base_only"])
+def test_the_vae(mode: str, tmp_path: Path) -> None:
+    result = loop.run(replace(CONFIG, task="vae", mode=mode), tmp_path, quiet=True)
+    assert result["status"] == "ok" and result["test_accuracy"] is None and result["select_accuracy"] is None
+    parts = result["test_reconstruction"] + result["test_kl"]  # type: ignore[operator]
+    assert math.isclose(result["test_loss"], parts, rel_tol=1e-6)  # type: ignore[arg-type]
+    assert "NaN" not in (tmp_path / "result.json").read_text()
+
+
+def test_the_number_of_threads_and_the_test_split_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, asked = torch.get_num_threads(), []
+    kind = type(loop.prepare(CONFIG, data()).task)
+    inner = kind.evaluate
+    monkeypatch.setattr(kind, "evaluate", lambda self, split: asked.append(split) or inner(self, split))
+    loop.run(CONFIG, tmp_path, quiet=True)
+    assert torch.get_num_threads() == before
+    assert asked.count("test") == 1 and asked.index("test") == len(asked) - 1
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"lr": math.nan}, {"batch_size": 2000}, {"weights": {"no": 1.0}}])
+def test_what_cannot_be_trained_is_a_usage_error(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        loop.run(replace(CONFIG, **changes), tmp_path, quiet=True)
+
+
+def test_a_run_that_is_lost_raises_and_leaves_no_result(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        loop.run(replace(CONFIG, lr=1e30, epochs=4), tmp_path, quiet=True)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_shares() -> None:
+    assert loop.shares({"a": 3.0, "b": -1.0}, {"a": 1.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
+    assert loop.shares({"a": 0.0}, {"a": 1.0}) == {"a": 0.0}

@@ -1,0 +1,114 @@
+"""Meta-training: its problems, its cost, its file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptive_loss import signals
+from adaptive_loss.errors import UsageError
+from adaptive_loss.meta import problems
+from adaptive_loss.meta import train as meta
+from adaptive_loss.meta.problems import FAMILIES, sample
+from adaptive_loss.meta_controller import RULE, ZERO, ControllerLaw
+
+TINY = meta.MetaTrainFlags(seed=0, generations=2, population=2, problems=2, held_out=2, jobs=1)
+
+
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of 6 steps."""
+    monkeypatch.setattr(problems, "STEPS", 6)
+    meta._rule_final.cache_clear()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_problem_is_the_same_for_the_same_seed_and_another_for_another(family: str) -> None:
+    before = torch.get_rng_state()
+    finals = [problems.train(sample(family, seed), RULE, seed) for seed in (3, 3, 4)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert finals[0] == finals[1] != finals[2] and all(math.isfinite(f) and f > 0 for f in finals)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_problem_has_a_base_of_1_and_wrong_auxiliaries_within_bounds(family: str) -> None:
+    for seed in range(5):
+        problem = sample(family, seed)
+        base, *others = problem.weights.values()
+        assert base == 1.0 and all(0.01 <= w <= 100 for w in others)
+        losses = problem.terms(torch.arange(8))
+        assert list(losses) == list(problem.weights)
+        assert all(loss.requires_grad and torch.isfinite(loss) for loss in losses.values())
+
+
+def test_the_rule_costs_nothing_against_itself_and_another_law_something() -> None:
+    drawn = meta.draw_problems(3, 0)
+    assert {family for family, _ in drawn} == set(FAMILIES)
+    assert meta.cost(RULE, drawn) == 0.0
+    assert meta.cost(ZERO, drawn) != 0.0
+
+
+def test_a_lost_run_costs_at_most_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "train", lambda problem, law, seed: math.inf if law == ZERO else 1.0)
+    assert meta.differences(ZERO, [("regression", 0)]) == [1.0]
+
+
+def test_any_vector_is_a_safe_law() -> None:
+    law = meta.bounded([50.0] * len(RULE.to_vector()))
+    assert (law.early_step, law.late_step, law.calibration) == (1.4, 1.4, 1.0)
+    law = meta.bounded([-50.0] * len(RULE.to_vector()))
+    assert (law.early_step, law.late_step, law.calibration) == (0.0, 0.0, 0.0)
+
+
+def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("one.json", "two.json", "other.json")]
+    for file, seed in zip(files, (0, 0, 1), strict=True):
+        assert meta.run(replace(TINY, seed=seed, output=file)) == 0
+    one, two, other = (file.read_bytes() for file in files)
+    assert one == two
+    card, changed = json.loads(one), json.loads(other)
+    assert card["law"] != changed["law"]
+    assert card["signals_version"] == signals.VERSION and card["settings"]["seed"] == 0
+    assert card["against_the_rule_on_fresh_problems"]["all"]["n"] == 2
+    assert ControllerLaw.load(files[0]).to_vector() != RULE.to_vector()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("generations", 1),
+        ("population", 0),
+        ("problems", -3),
+        ("held_out", 1),
+        ("sigma", 0.0),
+        ("sigma", math.nan),
+        ("seed", -1),
+        ("seed", 1_000_000),
+    ],
+)
+def test_bad_flags_are_usage_errors_that_name_the_flag(flag: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--" + flag.replace("_", "-")):
+        meta.run(replace(TINY, output=tmp_path / "law.json", **{flag: value}))
+    assert not (tmp_path / "law.json").exists()
+
+
+def test_the_search_never_sees_the_problems_of_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def note(count: int, first_seed: int) -> list[tuple[str, int]]:
+        seen.append(first_seed + count)
+        return [("regression", 0)]
+
+    monkeypatch.setattr(meta, "draw_problems", note)
+    monkeypatch.setattr(meta, "compare_with_rule", lambda law, flags: {"all": {}})
+    monkeypatch.setattr(meta, "write_atomic", lambda file, text: None)
+    highest = meta.HELD_OUT_SEEDS // 4 - 1
+    meta.run(replace(TINY, seed=highest))
+    assert meta.HELD_OUT_SEEDS - 4 < max(seen) <= meta.HELD_OUT_SEEDS
+    with pytest.raises(UsageError):
+        meta.run(replace(TINY, seed=highest + 1))
