@@ -264,8 +264,9 @@ class LossExecutor(nn.Module):
         return Rejection(reason, self.terms.names[worst])
 
     def _reject_batch(self, window: Window, rejection: Rejection) -> None:
-        if window.rejection is None:
-            window.rejection = rejection
+        # Where the user steps the optimizer himself, a rejected batch moves nothing that would show its end.
+        if window.rejection is None or self._optimizer is None:
+            window.rejection = window.rejection or rejection
             self._count_rejection(rejection)
 
     def _weigh(self, batch: StepLosses, context: Context, window: Window) -> Tensor | Rejection:
@@ -410,6 +411,7 @@ class LossExecutor(nn.Module):
     def _count_rejection(self, rejection: Rejection) -> None:
         self.rejected_in_row += 1
         if self.rejected_in_row >= self.guards.max_rejections and self.applies:
+            self._window = None
             blamed = "the model" if rejection.term is None else f"term {rejection.term!r}"
             good = ", ".join(
                 f"{name} {value:.6g}" for name, value in zip(self.terms.names, self._gate.last(), strict=True)
@@ -443,12 +445,12 @@ class LossExecutor(nn.Module):
     def _settle(self) -> None:
         """Close the last window where the user stepped the optimizer himself."""
         window = self._window
-        if window is None or self._optimizer is not None:
+        if window is None or self._optimizer is not None or not window.stepped_elsewhere():
             return
+        self._tell("own_step", "the optimizer was stepped outside executor.step(): gradients are not checked")
         if window.rejection is not None:
             self._skip(window, window.rejection, stepped=not self.applies)
-        elif window.stepped_elsewhere():
-            self._tell("own_step", "the optimizer was stepped outside executor.step(): gradients are not checked")
+        else:
             self._accept(window, math.nan, False, math.nan)
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
@@ -485,6 +487,7 @@ class LossExecutor(nn.Module):
         return {
             "terms": ", ".join(self.terms.names),
             "base": str(self.terms.base),
+            "start weights": ", ".join(f"{weight:g}" for weight in self._start.tolist()),
             "targets": ", ".join(self.terms.targets),
             "weighting": type(self.weighting).__name__,
             "modulators": ", ".join(type(modulator).__name__ for modulator in self.modulators),
