@@ -56,7 +56,7 @@ SCENES = {
     ),
     "vae": Scene(
         f"digits VAE, KL weight {WRONG_KL:g} (a wrong guess)",
-        RunConfig(task="vae", dataset="digits", epochs=25, batch_size=50, weights={"kl": WRONG_KL}),
+        RunConfig(task="vae", dataset="digits", epochs=60, lr=3e-3, batch_size=50, weights={"kl": WRONG_KL}),
         "test_loss",
         "-ELBO, nats an image",
     ),

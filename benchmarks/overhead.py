@@ -77,8 +77,6 @@ def build_task() -> Classify:
     data = Dataset(
         name="noise",
         classes=tuple("0123456789"),
-        mean=torch.full((3,), 0.5),
-        std=torch.full((3,), 0.25),
         provenance={},
         **parts,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 
 from adaptive_loss import signals
 from adaptive_loss.errors import UsageError
-from adaptive_loss.meta import problems
+from adaptive_loss.meta import costs, problems
 from adaptive_loss.meta import train as meta
 from adaptive_loss.meta.problems import FAMILIES, sample
 from adaptive_loss.meta_controller import RULE, ZERO, ControllerLaw
@@ -24,7 +26,7 @@ TINY = meta.MetaTrainFlags(seed=0, generations=2, population=2, problems=2, held
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of 6 steps."""
     monkeypatch.setattr(problems, "STEPS", 6)
-    meta._rule_final.cache_clear()
+    costs._rule_final.cache_clear()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,15 +49,15 @@ def test_a_problem_has_a_base_of_1_and_wrong_auxiliaries_within_bounds(family: s
 
 
 def test_the_rule_costs_nothing_against_itself_and_another_law_something() -> None:
-    drawn = meta.draw_problems(3, 0)
+    drawn = costs.draw_problems(3, 0)
     assert {family for family, _ in drawn} == set(FAMILIES)
-    assert meta.cost(RULE, drawn) == 0.0
-    assert meta.cost(ZERO, drawn) != 0.0
+    assert costs.cost(RULE, drawn) == 0.0
+    assert costs.cost(ZERO, drawn) != 0.0
 
 
 def test_a_lost_run_costs_at_most_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(problems, "train", lambda problem, law, seed: math.inf if law == ZERO else 1.0)
-    assert meta.differences(ZERO, [("regression", 0)]) == [1.0]
+    monkeypatch.setattr(costs, "train", lambda problem, law, seed: math.inf if law == ZERO else 1.0)
+    assert costs.differences(ZERO, [("regression", 0)]) == [1.0]
 
 
 def test_any_vector_is_a_safe_law() -> None:
@@ -112,3 +114,12 @@ def test_the_search_never_sees_the_problems_of_the_comparison(monkeypatch: pytes
     assert meta.HELD_OUT_SEEDS - 4 < max(seen) <= meta.HELD_OUT_SEEDS
     with pytest.raises(UsageError):
         meta.run(replace(TINY, seed=highest + 1))
+
+
+def test_the_command_searches_in_worker_processes(tmp_path: Path) -> None:
+    """Found by its first real run: what __main__ defines cannot be sent to a worker."""
+    small = ["--generations", "2", "--population", "2", "--problems", "2", "--held-out", "2", "--jobs", "2"]
+    command = [sys.executable, "-m", "adaptive_loss.meta.train", *small, "--output", str(tmp_path / "law.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert ControllerLaw.load(tmp_path / "law.json") != RULE

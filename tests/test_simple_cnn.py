@@ -53,7 +53,7 @@ def test_forward_is_classify_of_features() -> None:
 
 
 def test_dropout_is_after_the_features() -> None:
-    model = SimpleCNN(image_size=8).train()
+    model = SimpleCNN(image_size=8, dropout=0.3).train()
     features = torch.ones(2, 200)
     assert not torch.equal(model.classify(features), model.classify(features))
     images = torch.randn(4, 3, 8, 8)

@@ -15,11 +15,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from adaptive_loss import signals
 from adaptive_loss.errors import UsageError
+from adaptive_loss.meta.costs import draw_problems, one_thread_cost
 from adaptive_loss.meta_controller import POLICIES, RULE, ControllerLaw
 from adaptive_loss.records import json_dump, write_atomic
 from adaptive_loss.utils.commands import command, parse
@@ -52,40 +52,6 @@ class MetaTrainFlags:
     """Where the law goes."""
 
 
-def cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> float:
-    """Mean clipped log-ratio of final losses, law over rule; below 0 is better than the rule."""
-    return statistics.fmean(differences(law, problems))
-
-
-def differences(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> list[float]:
-    """The log-ratio on each problem, clipped to ±1 so that no single run decides."""
-    return [max(-1.0, min(1.0, _final(law, *p) - _final(RULE, *p))) for p in problems]
-
-
-def _final(law: ControllerLaw, family: str, seed: int) -> float:
-    return _rule_final(family, seed) if law == RULE else _log_final(law, family, seed)
-
-
-@cache
-def _rule_final(family: str, seed: int) -> float:
-    return _log_final(RULE, family, seed)
-
-
-def _log_final(law: ControllerLaw, family: str, seed: int) -> float:
-    from adaptive_loss.meta.problems import sample, train
-
-    final = train(sample(family, seed), law, seed)
-    return math.log(final) if 0 < final < 1e30 else 30.0
-
-
-def draw_problems(count: int, first_seed: int) -> list[tuple[str, int]]:
-    """``count`` problems, the families in turn."""
-    from adaptive_loss.meta.problems import FAMILIES
-
-    families = list(FAMILIES)
-    return [(families[i % len(families)], first_seed + i) for i in range(count)]
-
-
 def bounded(vector: Sequence[float]) -> ControllerLaw:
     """A law from any point of the search space: step sizes within [0, 1.4] nats, calibration within [0, 1]."""
     law = ControllerLaw.from_vector([float(v) for v in vector])
@@ -109,20 +75,13 @@ def search(flags: MetaTrainFlags) -> tuple[ControllerLaw, list[float]]:
         for generation in range(flags.generations):
             problems = draw_problems(flags.problems, (flags.seed * flags.generations + generation) * flags.problems)
             candidates = strategy.ask()
-            costs: list[float] = list(workers(delayed(_one_thread_cost)(bounded(c), problems) for c in candidates))  # pyright: ignore
+            costs: list[float] = list(workers(delayed(one_thread_cost)(bounded(c), problems) for c in candidates))  # pyright: ignore
             strategy.tell(candidates, costs)
             curve.append(statistics.fmean(costs))
             print(
                 f"generation {generation + 1}/{flags.generations}: mean cost {curve[-1]:+.4f}, best {min(costs):+.4f}"
             )
     return bounded(list(strategy.mean)), curve  # pyright: ignore[reportArgumentType]
-
-
-def _one_thread_cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> float:
-    import torch
-
-    torch.set_num_threads(1)
-    return cost(law, problems)
 
 
 def compare_with_rule(law: ControllerLaw, flags: MetaTrainFlags) -> dict[str, object]:
@@ -133,7 +92,7 @@ def compare_with_rule(law: ControllerLaw, flags: MetaTrainFlags) -> dict[str, ob
 
     problems = draw_problems(flags.held_out, HELD_OUT_SEEDS)
     workers = Parallel(n_jobs=flags.jobs or core_count())
-    found: list[float] = list(workers(delayed(_one_thread_cost)(law, [p]) for p in problems))  # pyright: ignore
+    found: list[float] = list(workers(delayed(one_thread_cost)(law, [p]) for p in problems))  # pyright: ignore
     groups = {"all": found}
     for (family, _), value in zip(problems, found, strict=True):
         groups.setdefault(family, []).append(value)
