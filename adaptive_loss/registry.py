@@ -62,7 +62,9 @@ class Registry:
         """The canonical name behind ``name``; raises :class:`UsageError` that lists the choices."""
         canonical = self.aliases.get(name, name)
         if ":" not in canonical and canonical not in self.names():
-            raise UsageError(f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted({*self.names(), *self.aliases}))}")
+            raise UsageError(
+                f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted({*self.names(), *self.aliases}))}"
+            )
         return canonical
 
     def get(self, name: str) -> Any:
