@@ -38,19 +38,25 @@ def leaves(root: Tensor) -> list[Tensor]:
 
 def term_gradients(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Gradient]:
     """One vector–Jacobian product a loss on the live graph, which is kept for the user's own backward."""
-    return [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+    found = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+    return [[part.to_dense() if part is not None and part.is_sparse else part for part in parts] for parts in found]
 
 
 def preconditioner(optimizer: Optimizer | None, parameters: Sequence[Tensor]) -> list[Tensor | float]:
     """P, the diagonal by which the optimizer scales a gradient, one tensor (or 1.0) a parameter.
 
     1 for SGD and unknown optimizers; 1/(√v̂ + ε) for those that keep a second moment, v̂ bias-corrected for the Adam
-    family. A parameter without state yet counts as 1.
+    family. A parameter without state yet counts as 1. Where learning rates differ between parameters, P carries them,
+    as parts of the greatest one.
     """
     if optimizer is None:
         return [1.0] * len(parameters)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    return [_diagonal(optimizer.state.get(p, {}), groups.get(id(p), {})) for p in parameters]
+    mine = [groups.get(id(p), {}) for p in parameters]
+    rates = [float(group.get("lr", 1.0)) for group in mine]
+    top = max(rates, default=0.0)
+    parts = [rate / top if top > 0 else 1.0 for rate in rates]
+    return [_diagonal(optimizer.state.get(p, {}), g) * part for p, g, part in zip(parameters, mine, parts, strict=True)]
 
 
 def _diagonal(state: dict, group: dict) -> Tensor | float:
@@ -75,15 +81,17 @@ def gramian(gradients: Sequence[Gradient], metric: Sequence[Tensor | float]) -> 
         metric: P, one tensor or number a parameter.
 
     Returns:
-        [n, n] float64 on the CPU; products are taken in float32 and summed over parameters in float64.
+        [n, n] float64 on the CPU; products are taken in float32 (float64 where the gradients are) and summed
+            over parameters in float64.
     """
     total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for parts, scale in zip(zip(*gradients, strict=True), metric, strict=True):
         known = next((part for part in parts if part is not None), None)
         if known is None or not known.numel():
             continue
-        rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts]).float()
-        rows, size = _unit_size(rows.reshape(len(rows), -1))
+        rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts])
+        rows = rows.reshape(len(rows), -1).to(torch.promote_types(rows.dtype, torch.float32))
+        rows, size = _unit_size(rows)
         products = (rows * (scale.flatten() if isinstance(scale, Tensor) else scale)) @ rows.T
         total += products.to("cpu", torch.float64) * size * size[:, None]
     return (total + total.T) / 2
@@ -152,6 +160,11 @@ def look_ahead(products: Tensor, base: int | None, objective: float) -> LookAhea
         share=norms / norms.sum().clamp_min(1e-300),
         objective=objective,
     )
+
+
+def dense_values(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients, of sparse ones the entries that are there: same norm, same finiteness."""
+    return [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
 
 
 def total_norm(gradients: Sequence[Tensor]) -> float:

@@ -70,10 +70,8 @@ def _first(bad: Tensor) -> int | None:
 
 def limit_rate(weights: Tensor, last: Tensor, rate: float) -> Tensor:
     """Hold each log-weight within ``rate`` nats of the last one; a weight that is or was 0 is left alone. All [K]."""
-    known = (weights > 0) & (last > 0)
-    safe = torch.where(known, last, torch.ones_like(last))
-    ratio = torch.where(known, weights / safe, torch.ones_like(weights)).clamp(math.exp(-rate), math.exp(rate))
-    return torch.where(known, safe * ratio, weights)
+    factor = math.exp(min(rate, 700.0))
+    return torch.where((weights > 0) & (last > 0), weights.clamp(last / factor, last * factor), weights)
 
 
 def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, cap: float) -> Tensor:
@@ -81,7 +79,7 @@ def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, c
 
     A term lowered to its cap has mass cap·T, where T is the total after capping: with C capped terms and rest mass R,
     T = R / (1 − cap·C). Terms join the capped set until none is above its cap; a term whose start alone is above the
-    cap keeps its start weight and counts among the rest.
+    cap keeps its start weight and counts among the rest. A term that is alone this step has no share to cap.
 
     Args:
         weights, start, values: [K] applied weights, start weights, this step's losses (NaN where absent).
@@ -90,6 +88,9 @@ def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, c
     """
     size = values.abs().nan_to_num(0.0)
     mass, floor = weights * size, start * size
+    alone = int((~torch.isnan(values) & (start > 0)).sum()) < 2
+    if alone or not (capped & (mass > cap * mass.sum())).any():
+        return weights
     held = torch.zeros_like(capped)
     for _ in range(len(weights) + 1):
         count = int(held.sum())
@@ -136,10 +137,6 @@ def guard_weights(
 
 def largest_norm(gradients: Sequence[Tensor], norm: float) -> float:
     """``norm`` itself, or, where it overflowed though every gradient is finite, the largest finite number."""
-    if math.isfinite(norm) or not all(bool(torch.isfinite(_dense(g)).all()) for g in gradients):
+    if math.isfinite(norm) or not all(bool(torch.isfinite(g).all()) for g in gradients):
         return norm
-    return min(math.hypot(*(float(_dense(g).double().norm()) for g in gradients)), sys.float_info.max)
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+    return min(math.hypot(*(float(g.double().norm()) for g in gradients)), sys.float_info.max)

@@ -116,7 +116,7 @@ def check_objective(objective: Tensor) -> Tensor:
 def _probe_gradient(probe: Probe, parameters: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None]]:
     with torch.random.fork_rng(), torch.enable_grad():
         objective = check_objective(probe())
-        return float(objective.detach()), torch.autograd.grad(objective, parameters, allow_unused=True)
+        return float(objective.detach()), term_gradients([objective], parameters)[0]
 
 
 def _spread(found: LookAhead, there: list[int], n_terms: int) -> LookAhead:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaptive_loss import guards as guard
-from adaptive_loss.gradients import leaves, total_norm
+from adaptive_loss.foreign_steps import watch_steps
+from adaptive_loss.gradients import dense_values, leaves, total_norm
 from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.history import WeightHistory
 from adaptive_loss.live_look import measure_later, moved
@@ -108,12 +109,12 @@ class LossExecutor(nn.Module):
         self._gate = SpikeGate(n_terms, guards.spike_window)
         self._window: Window | None = None
         self._optimizer: Optimizer | None = None
-        self._awaits_optimizer = False
         self._can_look = probe is not None and bool(modulators)
         self._clamped: set[tuple[str, str]] = set()
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._fresh: list[Event] = []
         self._told: set[str] = set()
+        watch_steps(self, LossExecutor._settle)
         if modulators and probe is None:
             self._tell("no_probe", "no probe was given: monitor and controller run on training signals alone")
 
@@ -182,8 +183,9 @@ class LossExecutor(nn.Module):
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
             return self._sum(batch, self._weights if self.applies else self._start)
-        self._settle()
         window = self._window = self._window or Window.opened(self._weights)
+        if self._optimizer is None:
+            window.leaves |= {id(leaf) for loss in batch.tensors if loss is not None for leaf in leaves(loss)}
         context = self._context(batch.present & self._active)
         weights = self._examine(batch) or self._weigh(batch, context, window)
         if isinstance(weights, Rejection):
@@ -193,7 +195,6 @@ class LossExecutor(nn.Module):
         total = self._total(batch, weights, context)
         window.add(batch, self._active)
         if window.batches == 1:
-            self._witness(window, total)
             self._look(window, batch, total, tap)
         return total
 
@@ -205,7 +206,7 @@ class LossExecutor(nn.Module):
             scaler: the GradScaler that scaled the loss; it is unscaled, stepped and updated here.
         """
         self._meet(optimizer)
-        window = self._window or Window.opened(self._weights)
+        window, self._window = self._window or Window.opened(self._weights), None
         if window.rejection is not None and self.applies:
             return self._skip(window, window.rejection)
         self._finish_look(window, optimizer)
@@ -213,11 +214,12 @@ class LossExecutor(nn.Module):
         scales = scaler is not None and scaler.is_enabled() and bool(gradients)
         if scaler is not None and scales:
             scaler.unscale_(optimizer)
-        norm = guard.largest_norm(gradients, total_norm(gradients))
+        dense = dense_values(gradients)
+        norm = guard.largest_norm(dense, total_norm(dense))
         overflow = not math.isfinite(norm)
         if overflow and not scales and self.applies:
             rejection = Rejection("the gradient is not finite", self._largest(window))
-            self._count_rejection(rejection)
+            self._count_rejection(window, rejection)
             return self._skip(window, rejection, norm)
         clipped = self._clip(gradients, norm)
         if scaler is not None and scales:
@@ -227,17 +229,18 @@ class LossExecutor(nn.Module):
             optimizer.step()
         if overflow:
             rejection = Rejection("mixed-precision overflow" if scales else "the gradient is not finite")
+            if scaler is not None and scales and scaler.get_scale() < 1:
+                # Without any scaling left to lower it is no overflow.
+                self._count_rejection(window, Rejection("the gradient is not finite", self._largest(window)))
             return self._skip(window, rejection, norm, stepped=not scales)
         if window.rejection is not None:
             return self._skip(window, window.rejection, norm, stepped=True)
         if not window.batches:
-            self._window = None
             return self._record(window, True, _NO_LOSS, norm, self.weights)
         return self._accept(window, norm, clipped, float(optimizer.param_groups[0]["lr"]))
 
     def end_epoch(self, **metrics: float) -> None:
         """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data."""
-        self._settle()
         self.weighting.end_epoch(metrics)
         context = self._context(self._active)
         for modulator in self.modulators:
@@ -264,24 +267,26 @@ class LossExecutor(nn.Module):
         return Rejection(reason, self.terms.names[worst])
 
     def _reject_batch(self, window: Window, rejection: Rejection) -> None:
-        # Where the user steps the optimizer himself, a rejected batch moves nothing that would show its end.
+        # While nobody is known to step the optimizer, no later batch shows that the window has ended.
         if window.rejection is None or self._optimizer is None:
             window.rejection = window.rejection or rejection
-            self._count_rejection(rejection)
+            self._count_rejection(window, rejection)
 
     def _weigh(self, batch: StepLosses, context: Context, window: Window) -> Tensor | Rejection:
         """[K] guarded weights, differentiable where the rule learns them; or why they cannot be used."""
         if isinstance(self.weighting, Fixed) and not self.modulators:
             return self._start
         scaled = torch.where(context.present, batch.values * self._start, torch.nan)
-        ruled = self.weighting(scaled, context).to("cpu", torch.float64) * self._start
+        ruled = _checked_shape(self.weighting(scaled, context), self._start) * self._start
         raw = ruled * self._gain()
         bad = guard.first_bad_weight(raw.detach(), self._active)
         if bad is not None:
             return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad])
         if self.modulators and self.terms.base is None:
             raw = raw * (ruled.detach().sum() / raw.detach().sum())
-        applied = self._guarded(raw.detach(), batch.values, window)
+        if window.weights is None:
+            window.weights = self._guarded(raw.detach(), batch.values, window)
+        applied = window.weights
         if not raw.requires_grad:
             return applied
         usable = raw.detach() > 0
@@ -296,12 +301,14 @@ class LossExecutor(nn.Module):
     def _guarded(self, weights: Tensor, values: Tensor, window: Window) -> Tensor:
         last = window.before if self.signals.step else None
         for name, after in guard.guard_weights(self.guards, weights, last, self._start, values, self.terms.movable):
-            self._report_clamp(name, weights, after)
+            window.stages.append((name, weights, after))
             weights = after
         return weights
 
     def _report_clamp(self, name: str, before: Tensor, after: Tensor) -> None:
         """Log a guard when it begins to bind, not on every step it goes on binding."""
+        if not self._clamped and torch.equal(before, after):
+            return
         changed = ((before - after).abs() > 1e-9 * before.abs()).tolist()
         for i, term in enumerate(self.terms.names):
             if not changed[i]:
@@ -333,23 +340,19 @@ class LossExecutor(nn.Module):
         like = next(tensor for tensor in batch.tensors if tensor is not None)
         return torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=torch.is_grad_enabled())
 
-    def _witness(self, window: Window, total: Tensor) -> None:
-        if self._optimizer is None:
-            own = {id(p) for p in self.parameters()}
-            window.witnesses = [(leaf, leaf._version) for leaf in leaves(total) if id(leaf) not in own]
-
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
         if self.probe is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
             return
         live = [loss if on else None for loss, on in zip(batch.tensors, self._on, strict=True)]
         tapped = None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
         base = self.terms.base_index
+        window.probe_state = self._probe_state()
         try:
-            if self._optimizer is None and self._awaits_optimizer:
+            if self._optimizer is None:
                 window.look_later = measure_later(live, self._weights, self.probe, tapped, base)
             else:
                 window.look = measure(
-                    live, self._weights, self.probe, tapped or self._moved(total), self._optimizer, base
+                    live, self._weights, self.probe, tapped or self._moved(self._optimizer), self._optimizer, base
                 )
         except GraphLost as error:
             self._can_look = False
@@ -357,41 +360,41 @@ class LossExecutor(nn.Module):
             return
         window.train = float(total.detach()) if base is None or live[base] is None else float(batch.values[base])
 
-    def _moved(self, total: Tensor) -> list[Tensor]:
-        """The model's parameters, as far as they are known."""
+    def _moved(self, optimizer: Optimizer) -> list[Tensor]:
+        """The model's parameters."""
         own = {id(p) for p in self.parameters()}
-        held = leaves(total) if self._optimizer is None else moved(self._optimizer)
-        return [p for p in held if id(p) not in own]
+        return [p for p in moved(optimizer) if id(p) not in own]
 
     def _finish_look(self, window: Window, optimizer: Optimizer) -> None:
         if window.look_later is not None:
-            own = {id(p) for p in self.parameters()}
-            window.look = window.look_later([p for p in moved(optimizer) if id(p) not in own], optimizer)
+            window.look = window.look_later(self._moved(optimizer), optimizer)
             window.look_later = None
 
     # ---- one optimizer step -----------------------------------------------------------------------------------
 
     def _accept(self, window: Window, norm: float, clipped: bool, rate: float) -> StepRecord:
         values, applied = torch.where(self._active, window.means(), torch.nan), self.weights
+        for stage in window.stages:
+            self._report_clamp(*stage)
         self._gate.admit(values)
         self.signals.update(values, gradient_norm=norm, clipped=clipped, learning_rate=rate)
         if window.look is not None:
             self.signals.look(window.look, window.train)
+            if not window.look.cos_probe.nan_to_num().any():
+                self._tell("no_reach", "the probe's gradient is 0: it must depend on the parameters that are trained")
         self.history.add(self.signals.step, self._weights if self.applies else self._start)
         context = self._context(window.present, looked=window.look is not None)
         self.weighting.after_step(torch.where(window.present, values * self._start, torch.nan), context)
         for modulator in self.modulators:
             self._emit(modulator.after_step(context))
         self.rejected_in_row = 0
-        self._window = None
         return self._record(window, True, None, norm, applied)
 
     def _skip(
         self, window: Window, rejection: Rejection, norm: float = math.nan, *, stepped: bool = False
     ) -> StepRecord:
         """Go back to the state before the step; ``stepped``: shadow mode let the optimizer step all the same."""
-        self._window = None
-        self._weights = window.before
+        self._revert(window)
         self.skipped_steps += not stepped
         self._emit([Event(self.signals.step, "skip", rejection.reason, {"term": rejection.term, "shadow": stepped})])
         return self._record(window, stepped, rejection, norm, self.weights)
@@ -408,10 +411,12 @@ class LossExecutor(nn.Module):
         self._events += events
         self._fresh += events
 
-    def _count_rejection(self, rejection: Rejection) -> None:
+    def _count_rejection(self, window: Window, rejection: Rejection) -> None:
         self.rejected_in_row += 1
         if self.rejected_in_row >= self.guards.max_rejections and self.applies:
+            # Whoever catches the error and goes on starts a new step.
             self._window = None
+            self._revert(window)
             blamed = "the model" if rejection.term is None else f"term {rejection.term!r}"
             good = ", ".join(
                 f"{name} {value:.6g}" for name, value in zip(self.terms.names, self._gate.last(), strict=True)
@@ -442,16 +447,24 @@ class LossExecutor(nn.Module):
                 self._tell("learned", "the rule learns its weights: give executor.parameters() to the optimizer")
         self._optimizer = optimizer
 
-    def _settle(self) -> None:
-        """Close the last window where the user stepped the optimizer himself."""
+    def _settle(self, optimizer: Optimizer) -> None:
+        """Close the window where the user has stepped the optimizer himself."""
         window = self._window
-        if window is None or self._optimizer is not None or not window.stepped_elsewhere():
+        if window is None:
             return
+        held = {id(p) for p in moved(optimizer)}
+        if not (window.leaves & held if self._optimizer is None else optimizer is self._optimizer):
+            return
+        self._window = None
         self._tell("own_step", "the optimizer was stepped outside executor.step(): gradients are not checked")
+        # One that moves only a part, as in a GAN, may be another executor's.
+        if window.leaves <= held:
+            self._meet(optimizer)
         if window.rejection is not None:
             self._skip(window, window.rejection, stepped=not self.applies)
         else:
-            self._accept(window, math.nan, False, math.nan)
+            self._finish_look(window, optimizer)
+            self._accept(window, math.nan, False, float(optimizer.param_groups[0]["lr"]))
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
@@ -461,14 +474,26 @@ class LossExecutor(nn.Module):
 
     def _objective(self) -> float:
         """The probe's value, drawn as the next look-ahead will draw it, so that asking changes no look-ahead."""
-        probe = self.probe
-        assert probe is not None
-        save, load = getattr(probe, "state_dict", None), getattr(probe, "load_state_dict", None)
-        state = save() if save is not None and load is not None else None
-        value = probe_value(probe)
+        assert self.probe is not None
+        state = self._probe_state()
+        value = probe_value(self.probe)
+        self._load_probe(state)
+        return value
+
+    def _probe_state(self) -> Mapping[str, Any] | None:
+        """Where the probe stands, if it can say; a module's state is not that, but the parameters that are trained."""
+        save = None if isinstance(self.probe, nn.Module) else getattr(self.probe, "state_dict", None)
+        return None if save is None else save()
+
+    def _load_probe(self, state: Mapping[str, Any] | None) -> None:
+        load = getattr(self.probe, "load_state_dict", None)
         if load is not None and state is not None:
             load(state)
-        return value
+
+    def _revert(self, window: Window) -> None:
+        """Go back to where the last accepted step left weights and probe."""
+        self._weights = window.before
+        self._load_probe(window.probe_state)
 
     def _named(self, values: Tensor) -> dict[str, float]:
         return dict(zip(self.terms.names, values.tolist(), strict=True))
@@ -495,20 +520,18 @@ class LossExecutor(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """All state besides the rule's own parameters and buffers; loads with ``weights_only=True``."""
-        probe_state = getattr(self.probe, "state_dict", None)
         return {
             "identity": self._identity(),
             "signals": self.signals.state_dict(),
             "history": self.history.state_dict(),
             "weights": self._weights.clone(),
             "gate": self._gate.state_dict(),
-            "knows_optimizer": self._optimizer is not None or self._awaits_optimizer,
             "rejected_in_row": self.rejected_in_row,
             "skipped_steps": self.skipped_steps,
             "can_look": self._can_look,
             "clamped": sorted(list(pair) for pair in self._clamped),
             "modulators": [modulator.state_dict() for modulator in self.modulators],
-            "probe": probe_state() if callable(probe_state) else {},
+            "probe": self._probe_state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -522,14 +545,12 @@ class LossExecutor(nn.Module):
         self.history.load_state_dict(state["history"])
         self._weights = state["weights"].clone()
         self._gate.load_state_dict(state["gate"])
-        self._awaits_optimizer = state["knows_optimizer"]
         self.rejected_in_row, self.skipped_steps = state["rejected_in_row"], state["skipped_steps"]
         self._can_look = state["can_look"]
         self._clamped = {(name, term) for name, term in state["clamped"]}
         for modulator, saved in zip(self.modulators, state["modulators"], strict=True):
             modulator.load_state_dict(saved)
-        if state["probe"] and hasattr(self.probe, "load_state_dict"):
-            self.probe.load_state_dict(state["probe"])  # type: ignore[union-attr]
+        self._load_probe(state["probe"])
         self._window = None
 
 
@@ -542,3 +563,9 @@ def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:
             f"the weighting is over {rule.n_terms} terms, the executor has {n_terms}: make it with {n_terms}"
         )
     return rule
+
+
+def _checked_shape(weights: Tensor, start: Tensor) -> Tensor:
+    if weights.shape != start.shape:
+        raise ValueError(f"the weighting gave weights of shape {tuple(weights.shape)}: give {tuple(start.shape)}")
+    return weights.to("cpu", torch.float64)

@@ -35,7 +35,13 @@ class Modulator(ABC):
     """
 
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
-        """Allocate state for these terms; called once by the executor that owns this modulator."""
+        """Allocate state for these terms; called once by the executor that owns this modulator.
+
+        Raises:
+            ValueError: it belongs to an executor already; two would overwrite each other's state.
+        """
+        if hasattr(self, "terms"):
+            raise ValueError(f"this {type(self).__name__} belongs to another executor: make one for each")
         self.terms = terms
         self.total_steps = total_steps
         self.log_gain = torch.zeros(len(terms.names), dtype=torch.float64)

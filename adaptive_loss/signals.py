@@ -52,15 +52,15 @@ class Average:
     """
 
     def __init__(self, size: int, decay: float) -> None:
-        self.decay = decay
-        self.sum = torch.zeros(size, dtype=torch.float64)
-        self.weight = torch.zeros(size, dtype=torch.float64)
+        self.rate = torch.full((size,), 1 - decay, dtype=torch.float64)
+        self.sum, self.weight = torch.zeros_like(self.rate), torch.zeros_like(self.rate)
+        self.one = torch.ones_like(self.rate)
 
     def update(self, values: Tensor) -> None:
         """Take in one vector of values; [K]."""
-        fresh = (1 - self.decay) * (~torch.isnan(values)).to(torch.float64)
-        self.sum = self.sum * (1 - fresh) + fresh * values.nan_to_num(0.0)
-        self.weight = self.weight * (1 - fresh) + fresh
+        fresh = self.rate * ~torch.isnan(values)
+        self.sum.lerp_(values.nan_to_num(0.0), fresh)
+        self.weight.lerp_(self.one, fresh)
 
     @property
     def mean(self) -> Tensor:
@@ -100,9 +100,8 @@ class Signals:
         self.share = torch.full((n_terms,), 1.0 / n_terms, dtype=torch.float64)
         self.look_aheads = 0
         self.probe, self.probe_slope, self.probe_over_train = math.nan, 0.0, 0.0
-        self.norm = Average(1, _SLOW)
+        self.norm_and_clips = Average(2, _SLOW)
         self.last_norm = math.nan
-        self.clips = Average(1, _SLOW)
         self.first_rate = self.rate = math.nan
 
     def update(
@@ -110,18 +109,17 @@ class Signals:
     ) -> None:
         """Advance by one accepted optimizer step; ``values`` are the terms' losses, [K], NaN where absent."""
         self.step += 1
-        known = ~torch.isnan(values)
-        self.signed |= known & (values <= 0)
+        self.signed |= values <= 0
         self.fast.update(values)
         self.slow.update(values)
-        self.square.update(values**2)
-        fresh = known & (self.counts < _FIRST_STEPS)
-        mean = torch.where(self.counts > 0, self.first, 0.0)
-        self.first = torch.where(fresh, mean + (values.nan_to_num(0.0) - mean) / (self.counts + 1), self.first)
-        self.counts += known
+        self.square.update(values * values)
+        fresh = (self.counts < _FIRST_STEPS) & ~torch.isnan(values)
+        if fresh.any():
+            self.counts += fresh
+            mean = torch.where(self.counts > 1, self.first, 0.0)
+            self.first = torch.where(fresh, mean + (values - mean) / self.counts, self.first)
         self.last_norm = gradient_norm
-        self.norm.update(torch.tensor([gradient_norm], dtype=torch.float64))
-        self.clips.update(torch.tensor([float(clipped)], dtype=torch.float64))
+        self.norm_and_clips.update(torch.tensor([gradient_norm, clipped], dtype=torch.float64))
         self.rate = learning_rate
         if math.isnan(self.first_rate):
             self.first_rate = learning_rate
@@ -188,12 +186,13 @@ class Signals:
     def global_features(self) -> Tensor:
         """[11] in the order of ``GLOBAL_FEATURES``, clipped to ±5; 0 where nothing is known yet."""
         progress = self.progress or 0.0
+        mean_norm, clip_rate = self.norm_and_clips.mean.tolist()
         values = [math.tanh(10 * (progress - centre)) for centre in _PROGRESS_CENTRES]
         values += [
             10 * self.probe_slope,
             self.probe_over_train,
-            log_ratio(self.last_norm, float(self.norm.mean)),
-            float(self.clips.mean),
+            log_ratio(self.last_norm, mean_norm),
+            clip_rate,
             log_ratio(self.rate, self.first_rate),
         ]
         return torch.tensor(values, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)

@@ -48,6 +48,7 @@ class SpikeGate:
     def __init__(self, n_terms: int, size: int) -> None:
         self.past: list[deque[float]] = [deque(maxlen=size) for _ in range(n_terms)]
         self.size = size
+        self.absent = [0] * n_terms
         self.limits = torch.full((n_terms,), math.inf, dtype=torch.float64)
         self.accepted = 0
 
@@ -65,10 +66,17 @@ class SpikeGate:
         return int(torch.where(over, values / self.limits, -math.inf).argmax())
 
     def admit(self, values: Tensor) -> None:
-        """Take in an accepted step's values, [K], NaN where a term is absent (its window then stays as it is)."""
-        for past, value in zip(self.past, values.tolist(), strict=True):
+        """Take in an accepted step's values, [K], NaN where a term is absent.
+
+        Its window then stays as it is, until it has been away for as many steps as a window holds: it starts anew.
+        """
+        for i, (past, value) in enumerate(zip(self.past, values.tolist(), strict=True)):
+            self.absent[i] = self.absent[i] + 1 if math.isnan(value) else 0
             if not math.isnan(value):
                 past.append(value)
+            elif self.absent[i] == self.size:
+                past.clear()
+                self.limits[i] = math.inf
         self.accepted += 1
         if self.accepted % _REFRESH == 0:
             self.limits = spike_limits(self.window)
@@ -79,11 +87,16 @@ class SpikeGate:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and numbers."""
-        return {"window": self.window, "limits": self.limits.clone(), "accepted": self.accepted}
+        return {
+            "window": self.window,
+            "limits": self.limits.clone(),
+            "accepted": self.accepted,
+            "absent": [*self.absent],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         for past, column in zip(self.past, state["window"].T.tolist(), strict=True):
             past.clear()
             past.extend(value for value in column if not math.isnan(value))
-        self.limits, self.accepted = state["limits"].clone(), state["accepted"]
+        self.limits, self.accepted, self.absent = state["limits"].clone(), state["accepted"], [*state["absent"]]

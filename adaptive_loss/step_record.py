@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,9 +59,12 @@ class Window:
         present: [K] bool, the terms that were there and on in some batch.
         rejection: the first reason to reject, if any.
         look: this step's look-ahead; ``look_later`` makes it once the optimizer is known.
+        probe_state: where the probe stood before the look-ahead.
         train: what the look-ahead's objective is compared with.
         batches: accepted forward passes.
-        witnesses: parameters and their versions, which show whether someone else stepped the optimizer.
+        weights: [K] the guarded weights of the first batch, held for the others.
+        stages: what each guard made of the weights: its name, the weights before and after.
+        leaves: ids of what the batches are differentiable in, noted while the optimizer is not known.
     """
 
     before: Tensor
@@ -70,9 +74,12 @@ class Window:
     rejection: Rejection | None = None
     look: LookAhead | None = None
     look_later: MeasureLater | None = None
+    probe_state: Mapping[str, Any] | None = None
     train: float = math.nan
     batches: int = 0
-    witnesses: list[tuple[Tensor, int]] = field(default_factory=list)
+    weights: Tensor | None = None
+    stages: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    leaves: set[int] = field(default_factory=set)
 
     @classmethod
     def opened(cls, weights: Tensor) -> Window:
@@ -90,7 +97,3 @@ class Window:
     def means(self) -> Tensor:
         """[K] mean losses, NaN where absent in all batches."""
         return self.total / self.count
-
-    def stepped_elsewhere(self) -> bool:
-        """Whether a parameter of the first batch's graph has changed since."""
-        return any(tensor._version != version for tensor, version in self.witnesses)

@@ -75,7 +75,9 @@ class DWA(Weighting):
         self.count = self.count + ~torch.isnan(losses)
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Shift the epoch's means into the history."""
+        """Shift the epoch's means into the history; an epoch without an accepted step is none."""
+        if not self.count.any():
+            return
         self.means = torch.stack([self.means[1], self.total / self.count])
         self.total = torch.zeros_like(self.total)
         self.count = torch.zeros_like(self.count)
