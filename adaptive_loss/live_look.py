@@ -1,18 +1,53 @@
-"""A look-ahead for a step whose optimizer is not known yet, as on the first step after a restart."""
+"""The user's probe, and a look-ahead for a step whose optimizer is not known yet, as on the first after a restart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaptive_loss.gradients import Gradient, LookAhead, leaves, term_gradients
-from adaptive_loss.lookahead import GraphLost, Probe, check_objective, measure
+from adaptive_loss.lookahead import GraphLost, Probe, check_objective, measure, probe_value
 
 MeasureLater = Callable[[Sequence[Tensor], Optimizer], LookAhead | None]
 """The parameters the optimizer moves, and the optimizer → what the look-ahead found."""
+
+
+class Objective:
+    """A user's probe, with its generator kept where the next look-ahead should draw from.
+
+    Args:
+        probe: the objective on held-out data.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        if not callable(probe):
+            raise TypeError(f"probe is a {type(probe).__name__}: give a function that returns the held-out objective")
+        self.probe = probe
+
+    def value(self) -> float:
+        """The probe's value, drawn as the next look-ahead will draw it, so that asking changes no look-ahead."""
+        state = self.state_dict()
+        value = probe_value(self.probe)
+        self.load_state_dict(state)
+        return value
+
+    def state_dict(self) -> Mapping[str, Any] | None:
+        """Where the probe stands, if it can say; a module's state is not that, but the parameters that are trained."""
+        save = None if isinstance(self.probe, nn.Module) else getattr(self.probe, "state_dict", None)
+        return None if save is None else save()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go back to :meth:`state_dict`."""
+        load = getattr(self.probe, "load_state_dict", None)
+        if load is not None and state is not None:
+            load(state)
 
 
 def measure_later(

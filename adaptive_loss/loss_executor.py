@@ -18,16 +18,16 @@ from adaptive_loss.foreign_steps import watch_steps
 from adaptive_loss.gradients import dense_values, leaves, total_norm
 from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.history import WeightHistory
-from adaptive_loss.live_look import measure_later, moved
-from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure, probe_value
+from adaptive_loss.live_look import Objective, measure_later, moved
+from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure
 from adaptive_loss.losses import LossTerms, StepLosses, Terms
 from adaptive_loss.modulator import Event, Modulator, SetPoint
 from adaptive_loss.signals import Signals
 from adaptive_loss.spike_gate import SpikeGate
 from adaptive_loss.step_record import Rejection, StepRecord, Window
+from adaptive_loss.weigher import Weigher
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import Context, Weighting
-from adaptive_loss.weighting.fixed import Fixed
 
 _KEPT_EVENTS = 10_000
 _NO_LOSS = Rejection("no loss was given since the last step")
@@ -87,14 +87,11 @@ class LossExecutor(nn.Module):
         super().__init__()
         if total_steps is not None and not total_steps >= 1:
             raise ValueError(f"total_steps is {total_steps}: give a positive number of optimizer steps, or None")
-        if probe is not None and not callable(probe):
-            raise TypeError(f"probe is a {type(probe).__name__}: give a function that returns the held-out objective")
         self.terms = Terms(weights, base, dict(targets or {}))
         n_terms = len(self.terms.names)
         self.weighting = _rule(weighting, n_terms)
         self.modulators = ((SetPoint(REACH),) if targets else ()) + tuple(modulators)
-        # A probe that is a module must not become a part of this one: its parameters are not the rule's.
-        self._probe = (probe,)
+        self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
         self.schedule = schedule
         for modulator in self.modulators:
@@ -104,13 +101,12 @@ class LossExecutor(nn.Module):
         self.rejected_in_row = self.skipped_steps = 0
         self._start, self._active = self.terms.start_weights, self.terms.active
         self._on = self._active.tolist()
-        self._free = self.terms.movable | torch.tensor([name in self.terms.targets for name in self.terms.names])
+        self._weigher = Weigher(self.terms, self.weighting, self.modulators, guards)
         self._weights = self._start.clone()
         self._gate = SpikeGate(n_terms, guards.spike_window)
         self._window: Window | None = None
         self._optimizer: Optimizer | None = None
         self._can_look = probe is not None and bool(modulators)
-        self._clamped: set[tuple[str, str]] = set()
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._fresh: list[Event] = []
         self._told: set[str] = set()
@@ -157,7 +153,7 @@ class LossExecutor(nn.Module):
     @property
     def probe(self) -> Probe | None:
         """The objective on held-out data, or None."""
-        return self._probe[0]
+        return None if self._objective is None else self._objective.probe
 
     @property
     def weights(self) -> dict[str, float]:
@@ -182,15 +178,15 @@ class LossExecutor(nn.Module):
         """
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
-            return self._sum(batch, self._weights if self.applies else self._start)
+            return batch.total(self._weights if self.applies else self._start, self._on)
         window = self._window = self._window or Window.opened(self._weights)
         if self._optimizer is None:
             window.leaves |= {id(leaf) for loss in batch.tensors if loss is not None for leaf in leaves(loss)}
         context = self._context(batch.present & self._active)
-        weights = self._examine(batch) or self._weigh(batch, context, window)
+        weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
-            return self._stand_in(batch) if self.applies else self._sum(batch, self._start)
+            return batch.stand_in() if self.applies else batch.total(self._start, self._on)
         self._weights = weights.detach()
         total = self._total(batch, weights, context)
         window.add(batch, self._active)
@@ -272,88 +268,26 @@ class LossExecutor(nn.Module):
             window.rejection = window.rejection or rejection
             self._count_rejection(window, rejection)
 
-    def _weigh(self, batch: StepLosses, context: Context, window: Window) -> Tensor | Rejection:
-        """[K] guarded weights, differentiable where the rule learns them; or why they cannot be used."""
-        if isinstance(self.weighting, Fixed) and not self.modulators:
-            return self._start
-        scaled = torch.where(context.present, batch.values * self._start, torch.nan)
-        ruled = _checked_shape(self.weighting(scaled, context), self._start) * self._start
-        raw = ruled * self._gain()
-        bad = guard.first_bad_weight(raw.detach(), self._active)
-        if bad is not None:
-            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad])
-        if self.modulators and self.terms.base is None:
-            raw = raw * (ruled.detach().sum() / raw.detach().sum())
-        if window.weights is None:
-            window.weights = self._guarded(raw.detach(), batch.values, window)
-        applied = window.weights
-        if not raw.requires_grad:
-            return applied
-        usable = raw.detach() > 0
-        return torch.where(usable, raw * torch.where(usable, applied / raw.detach(), 1.0), applied)
-
-    def _gain(self) -> Tensor:
-        gains = torch.zeros_like(self._start)
-        for modulator in self.modulators:
-            gains = gains + modulator.gains()
-        return torch.where(self._free, gains.clamp(-REACH, REACH), torch.zeros_like(gains)).exp()
-
-    def _guarded(self, weights: Tensor, values: Tensor, window: Window) -> Tensor:
-        last = window.before if self.signals.step else None
-        for name, after in guard.guard_weights(self.guards, weights, last, self._start, values, self.terms.movable):
-            window.stages.append((name, weights, after))
-            weights = after
-        return weights
-
-    def _report_clamp(self, name: str, before: Tensor, after: Tensor) -> None:
-        """Log a guard when it begins to bind, not on every step it goes on binding."""
-        if not self._clamped and torch.equal(before, after):
-            return
-        changed = ((before - after).abs() > 1e-9 * before.abs()).tolist()
-        for i, term in enumerate(self.terms.names):
-            if not changed[i]:
-                self._clamped.discard((name, term))
-            elif (name, term) not in self._clamped:
-                self._clamped.add((name, term))
-                details = {"term": term, "before": float(before[i]), "after": float(after[i])}
-                self._emit([Event(self.signals.step, "clamp", f"{name} holds {term!r}", details)])
-
     def _total(self, batch: StepLosses, weights: Tensor, context: Context) -> Tensor:
         if not self.applies:
-            return self._sum(batch, self._start)
-        total = self._sum(batch, weights)
+            return batch.total(self._start, self._on)
+        total = batch.total(weights, self._on)
         penalty = self.weighting.penalty(context)
         return total if penalty is None else total + penalty.to(total.device, total.dtype)
 
-    def _sum(self, batch: StepLosses, weights: Tensor) -> Tensor:
-        """Σᵢ wᵢLᵢ in term order over the terms that are there and on."""
-        factors = list(weights) if weights.requires_grad else weights.tolist()
-        total: Tensor | None = None
-        for loss, factor, active in zip(batch.tensors, factors, self._on, strict=True):
-            if loss is not None and active:
-                part = loss * (factor.to(loss.device, loss.dtype) if isinstance(factor, Tensor) else factor)
-                total = part if total is None else total + part
-        return self._stand_in(batch) if total is None else total
-
-    def _stand_in(self, batch: StepLosses) -> Tensor:
-        """A 0 that ``backward()`` accepts and that reaches no parameter: 0 · NaN would still be NaN."""
-        like = next(tensor for tensor in batch.tensors if tensor is not None)
-        return torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=torch.is_grad_enabled())
-
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
-        if self.probe is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
+        if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
             return
-        live = [loss if on else None for loss, on in zip(batch.tensors, self._on, strict=True)]
+        live, probe = batch.live(self._on), self._objective.probe
         tapped = None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
         base = self.terms.base_index
-        window.probe_state = self._probe_state()
+        window.probe_state = self._objective.state_dict()
         try:
             if self._optimizer is None:
-                window.look_later = measure_later(live, self._weights, self.probe, tapped, base)
+                window.look_later = measure_later(live, self._weights, probe, tapped, base)
             else:
-                window.look = measure(
-                    live, self._weights, self.probe, tapped or self._moved(self._optimizer), self._optimizer, base
-                )
+                at = tapped or self._moved(self._optimizer)
+                window.look = measure(live, self._weights, probe, at, self._optimizer, base)
         except GraphLost as error:
             self._can_look = False
             self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
@@ -374,8 +308,7 @@ class LossExecutor(nn.Module):
 
     def _accept(self, window: Window, norm: float, clipped: bool, rate: float) -> StepRecord:
         values, applied = torch.where(self._active, window.means(), torch.nan), self.weights
-        for stage in window.stages:
-            self._report_clamp(*stage)
+        self._emit(self._weigher.clamps(window, self.signals.step))
         self._gate.admit(values)
         self.signals.update(values, gradient_norm=norm, clipped=clipped, learning_rate=rate)
         if window.look is not None:
@@ -469,31 +402,14 @@ class LossExecutor(nn.Module):
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
     def _context(self, present: Tensor, looked: bool = False) -> Context:
-        objective = None if self.probe is None else self._objective
+        objective = None if self._objective is None else self._objective.value
         return Context(self.signals.step, present, self.signals, self._weights, self._start, looked, objective)
-
-    def _objective(self) -> float:
-        """The probe's value, drawn as the next look-ahead will draw it, so that asking changes no look-ahead."""
-        assert self.probe is not None
-        state = self._probe_state()
-        value = probe_value(self.probe)
-        self._load_probe(state)
-        return value
-
-    def _probe_state(self) -> Mapping[str, Any] | None:
-        """Where the probe stands, if it can say; a module's state is not that, but the parameters that are trained."""
-        save = None if isinstance(self.probe, nn.Module) else getattr(self.probe, "state_dict", None)
-        return None if save is None else save()
-
-    def _load_probe(self, state: Mapping[str, Any] | None) -> None:
-        load = getattr(self.probe, "load_state_dict", None)
-        if load is not None and state is not None:
-            load(state)
 
     def _revert(self, window: Window) -> None:
         """Go back to where the last accepted step left weights and probe."""
         self._weights = window.before
-        self._load_probe(window.probe_state)
+        if self._objective is not None:
+            self._objective.load_state_dict(window.probe_state)
 
     def _named(self, values: Tensor) -> dict[str, float]:
         return dict(zip(self.terms.names, values.tolist(), strict=True))
@@ -524,14 +440,14 @@ class LossExecutor(nn.Module):
             "identity": self._identity(),
             "signals": self.signals.state_dict(),
             "history": self.history.state_dict(),
-            "weights": self._weights.clone(),
+            "weights": (self._weights if self._window is None else self._window.before).clone(),
             "gate": self._gate.state_dict(),
             "rejected_in_row": self.rejected_in_row,
             "skipped_steps": self.skipped_steps,
             "can_look": self._can_look,
-            "clamped": sorted(list(pair) for pair in self._clamped),
+            "clamped": sorted(list(pair) for pair in self._weigher.clamped),
             "modulators": [modulator.state_dict() for modulator in self.modulators],
-            "probe": self._probe_state(),
+            "probe": None if self._objective is None else self._objective.state_dict(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -547,10 +463,11 @@ class LossExecutor(nn.Module):
         self._gate.load_state_dict(state["gate"])
         self.rejected_in_row, self.skipped_steps = state["rejected_in_row"], state["skipped_steps"]
         self._can_look = state["can_look"]
-        self._clamped = {(name, term) for name, term in state["clamped"]}
+        self._weigher.clamped = {(name, term) for name, term in state["clamped"]}
         for modulator, saved in zip(self.modulators, state["modulators"], strict=True):
             modulator.load_state_dict(saved)
-        self._load_probe(state["probe"])
+        if self._objective is not None:
+            self._objective.load_state_dict(state["probe"])
         self._window = None
 
 
@@ -563,9 +480,3 @@ def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:
             f"the weighting is over {rule.n_terms} terms, the executor has {n_terms}: make it with {n_terms}"
         )
     return rule
-
-
-def _checked_shape(weights: Tensor, start: Tensor) -> Tensor:
-    if weights.shape != start.shape:
-        raise ValueError(f"the weighting gave weights of shape {tuple(weights.shape)}: give {tuple(start.shape)}")
-    return weights.to("cpu", torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -147,6 +147,25 @@ class StepLosses:
     tensors: tuple[Tensor | None, ...]
     values: Tensor
     present: Tensor
+
+    def live(self, on: Sequence[bool]) -> list[Tensor | None]:
+        """The live tensors of the terms that are on, None for the others."""
+        return [loss if active else None for loss, active in zip(self.tensors, on, strict=True)]
+
+    def total(self, weights: Tensor, on: Sequence[bool]) -> Tensor:
+        """Σᵢ wᵢLᵢ in term order over the terms that are there and on; weights are [K]."""
+        factors = list(weights) if weights.requires_grad else weights.tolist()
+        total: Tensor | None = None
+        for loss, factor in zip(self.live(on), factors, strict=True):
+            if loss is not None:
+                part = loss * (factor.to(loss.device, loss.dtype) if isinstance(factor, Tensor) else factor)
+                total = part if total is None else total + part
+        return self.stand_in() if total is None else total
+
+    def stand_in(self) -> Tensor:
+        """A 0 that ``backward()`` accepts and that reaches no parameter: 0 · NaN would still be NaN."""
+        like = next(tensor for tensor in self.tensors if tensor is not None)
+        return torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=torch.is_grad_enabled())
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:

@@ -109,6 +109,18 @@ def test_a_step_given_up_after_its_look_ahead_leaves_no_trace(fault: str) -> Non
     assert executor.signals.look_aheads >= 8
 
 
+def test_a_state_saved_before_the_step_holds_the_weights_of_the_last_one() -> None:
+    p = nn.Parameter(torch.ones(2))
+    executor, optimizer = LossExecutor({"a": 1.0, "b": 1.0}, base="a", modulators=[Push(0.1)]), SGD([p], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        executor({"a": p.square().sum(), "b": p.sum()}).backward()
+        executor.step(optimizer)
+    before, weights = state(executor), executor.weights
+    executor({"a": p.square().sum(), "b": p.sum()})
+    assert executor.weights["b"] > weights["b"] and same(before, state(executor))
+
+
 def test_who_catches_the_error_and_goes_on_is_told_again_and_can_recover() -> None:
     p = nn.Parameter(torch.tensor(1.0))
     executor, optimizer, raised = LossExecutor({"a": 1.0}), SGD([p], lr=0.1), 0

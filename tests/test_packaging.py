@@ -33,6 +33,7 @@ PARTS: dict[str, set[str]] = {
     "step_record": {"modulator", "live_look"},
     "history": set(),
     "foreign_steps": set(),
+    "weigher": {"step_record", "guards"},
     "probes": {"losses", "gradients"},
     "weighting": {"signals", "lookahead"},
     "modulator": {"weighting"},
@@ -41,6 +42,7 @@ PARTS: dict[str, set[str]] = {
     "loss_monitor": {"modulator", "guards", "rl"},
     "loss_executor": {
         "foreign_steps",
+        "weigher",
         "step_record",
         "spike_gate",
         "guards",
