@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.files import sync_folder
 from adaptive_loss.trainer import simple_ablation_analysis as analysis
 
 COLUMNS = analysis.COLUMNS
@@ -171,23 +172,12 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error.strerror or error}); check space and rights") from error
     finally:
         with contextlib.suppress(OSError):  # gone after the replace, or its folder never was
             temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the new name itself to disk; Windows cannot open a folder and does not need it."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_results(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from adaptive_loss.errors import RunError
+from adaptive_loss.files import sync_folder
 
 CHUNK = 1 << 18
 LOCK_POLL_SECONDS = 0.1
@@ -159,17 +160,6 @@ else:
         except BlockingIOError:
             return False
         return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the system can."""
-    if sys.platform == "win32":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def one_line(error: BaseException | str) -> str:
