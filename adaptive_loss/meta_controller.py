@@ -33,7 +33,7 @@ class ControllerLaw:
     """The law's parameters, shared by all terms, so that it fits any number of them.
 
     With φᵢ the term's features, π the six progress features and tᵢ the trust statistic of its look-aheads,
-    xᵢ = tᵢ·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
+    xᵢ = (tᵢ − κ·t_base)·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
     log wᵢ += δ·clip(xᵢ, ±1), δ = early_step in the first 50 steps (a quarter of a shorter run), late_step after,
     p the progress in [0, 1]. At the first look-ahead, once, log wᵢ += −calibration·log(shareᵢ/share_base), the base
     being the mean term where none is declared.
@@ -42,6 +42,8 @@ class ControllerLaw:
 
     Args:
         gain: η.
+        against_base: κ, how far a term must do better than the base (t_base is 0 where none is declared): the base's
+            own weight stays put, so its pull can only show as the others' retreat.
         early_step, late_step: δ, in nats.
         calibration: 0 leaves the start weights, 1 makes all weighted gradients as long as the base's.
         trust: [6] how progress changes the trust in a look-ahead.
@@ -50,6 +52,7 @@ class ControllerLaw:
     """
 
     gain: float = 1.0
+    against_base: float = 0.0
     early_step: float = 0.7
     late_step: float = 0.35
     calibration: float = 0.0
@@ -179,10 +182,14 @@ class MetaController(Modulator):
         law, progress = self.law, min(1.0, context.signals.progress or 0.0)
         terms = context.signals.term_features(context.weights, context.weights, context.start)
         phases = context.signals.global_features()[_PROGRESS]
-        trust = terms[:, _TRUST] if looked else torch.zeros(len(terms), dtype=torch.float64)
+        trust = self._relative_trust(context) if looked else torch.zeros(len(terms), dtype=torch.float64)
         gain = law.gain + float(phases @ _vector(law.trust))
         linear = terms @ (_vector(law.features) + progress * _vector(law.late_features))
         return trust * gain + linear + float(phases @ _vector(law.drift))
+
+    def _relative_trust(self, context: Context) -> Tensor:
+        trust, base = context.signals.trust, self.terms.base_index
+        return trust if base is None else trust - self.law.against_base * trust[base]
 
     def _step_size(self, context: Context) -> float:
         # The clock has moved on since the look-ahead of the step before.

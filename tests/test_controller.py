@@ -119,6 +119,19 @@ def test_calibration_makes_weighted_gradients_as_long_as_the_bases_once() -> Non
     assert controller.gains().tolist() == pytest.approx([0, -math.log(5), -math.log(4)])
 
 
+def test_against_the_base_a_term_must_do_better_than_it() -> None:
+    gain = [0.4, 0.4, -0.4]
+    alone, against = controller_at(RULE), controller_at(replace(RULE, against_base=1.0))
+    for controller in (alone, against):
+        controller.after_step(context_of(looked(gain)))
+    trust = math.sqrt(0.2)  # of a first look-ahead: 0.2h/√(0.2h²)
+    assert alone.gains().tolist() == pytest.approx([0, 0.7 * trust, -0.7 * trust])
+    assert against.gains().tolist() == pytest.approx([0, 0, -0.7 * min(1, 2 * trust)])
+    free = controller_at(replace(RULE, against_base=1.0), base=None)
+    free.after_step(context_of(looked(gain)))
+    assert free.gains().tolist() == pytest.approx([0.7 * trust, 0.7 * trust, -0.7 * trust])
+
+
 def test_permuting_the_auxiliaries_permutes_the_moves() -> None:
     order = [0, 3, 1, 2]
     gain, share = [0.1, -0.4, 0.3, 0.9], [0.4, 0.3, 0.2, 0.1]

@@ -117,6 +117,15 @@ def test_permuted_test_labels_change_only_test_columns(
         assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "permuted" / file).read_bytes()
 
 
+def test_a_run_told_to_leaves_the_test_split_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = loop.run(replace(CONFIG, epochs=1), tmp_path / "plain", quiet=True)
+    nothing = replace(data(), test=Split(data().test.images[:0], data().test.labels[:0]))
+    monkeypatch.setattr(loop, "_load", lambda config: nothing)
+    blind = loop.run(replace(CONFIG, epochs=1, read_test=False), tmp_path / "blind", quiet=True)
+    assert blind["test_accuracy"] is None and blind["test_loss"] is None
+    assert blind["select_accuracy"] == plain["select_accuracy"]
+
+
 def test_base_only_trains_on_the_base_alone_and_base_only_all_on_all_held_in_data() -> None:
     alone = loop.prepare(replace(CONFIG, mode="base_only"), data())
     whole = loop.prepare(replace(CONFIG, mode="base_only_all"), data())

@@ -319,7 +319,9 @@ def test_tuned_searches_then_runs_the_study_s_seeds(tmp_path: Path, calls: list[
     best = max(search["trials"], key=lambda trial: trial["select_accuracy"])
     assert search["chosen"] == best["trial"]
     config = json.loads((tmp_path / "tuned/seed_42/config.json").read_text())
-    assert config["weights"] == best["weights"]
+    assert config["weights"] == best["weights"] and config["read_test"]
+    trial = json.loads((tmp_path / "tuned/trials/trial_00/config.json").read_text())
+    assert not trial["read_test"]
     assert calls.count(("baseline", 0)) == 5
     rows = json.loads((tmp_path / "ablation_results.json").read_text())["rows"]
     assert [row["mode"] for row in rows] == ["baseline", "baseline", "tuned", "tuned"]

@@ -26,6 +26,18 @@ from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.config import core_count
 
 PROG = "python -m adaptive_loss.meta.train"
+SPREAD = ControllerLaw(
+    gain=3.0,
+    against_base=3.0,
+    early_step=1.0,
+    late_step=1.0,
+    calibration=1.0,
+    trust=(1.0,) * len(RULE.trust),
+    features=(0.3,) * len(RULE.features),
+    late_features=(0.3,) * len(RULE.late_features),
+    drift=(0.3,) * len(RULE.drift),
+)
+"""First step sizes of the search, in units of ``--sigma``: wide where the rule has a number, narrow where it has 0."""
 HELD_OUT_SEEDS = 1_000_000
 """Problems for the comparison have seeds from here on, which no generation reaches."""
 
@@ -36,7 +48,7 @@ class MetaTrainFlags:
 
     seed: int = 0
     """Seed of the search and of its problems."""
-    generations: int = 24
+    generations: int = 16
     """Generations of the evolution strategy."""
     population: int = 12
     """Candidate laws a generation."""
@@ -53,13 +65,14 @@ class MetaTrainFlags:
 
 
 def bounded(vector: Sequence[float]) -> ControllerLaw:
-    """A law from any point of the search space: step sizes within [0, 1.4] nats, calibration within [0, 1]."""
+    """A law from any point of the search space: step sizes within [0, 1.4] nats, calibration and κ within [0, 1]."""
     law = ControllerLaw.from_vector([float(v) for v in vector])
     return replace(
         law,
         early_step=max(0.0, min(1.4, law.early_step)),
         late_step=max(0.0, min(1.4, law.late_step)),
         calibration=max(0.0, min(1.0, law.calibration)),
+        against_base=max(0.0, min(1.0, law.against_base)),
     )
 
 
@@ -69,6 +82,7 @@ def search(flags: MetaTrainFlags) -> tuple[ControllerLaw, list[float]]:
     from joblib import Parallel, delayed
 
     options = {"popsize": flags.population, "seed": flags.seed + 1, "verbose": -9, "maxiter": flags.generations}
+    options["CMA_stds"] = SPREAD.to_vector()
     strategy = cma.CMAEvolutionStrategy(RULE.to_vector(), flags.sigma, options)
     curve: list[float] = []
     with Parallel(n_jobs=flags.jobs or core_count()) as workers:

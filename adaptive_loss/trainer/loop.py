@@ -65,7 +65,7 @@ class Training:
 def run(config: RunConfig, folder: Path, *, quiet: bool = False) -> dict[str, object]:
     """Train once and write ``config.json, metrics.csv, events.jsonl, result.json, checkpoint.pt, tb/`` to ``folder``.
 
-    The test split is read once, at the end, with the last epoch's model.
+    The test split is read once, at the end, with the last epoch's model; not at all where ``read_test`` is off.
 
     Args:
         config: what to train.
@@ -186,9 +186,11 @@ def _end_epoch(training: Training, epoch: int, log: RunLogger) -> None:
 def _result(config: RunConfig, training: Training, seconds: float) -> dict[str, object]:
     """The contract's row, the task's other metrics, and what monitor and executor have to say."""
     task, executor = training.task, training.executor
-    metrics = {f"{split}_{name}": v for split in ("select", "test") for name, v in task.evaluate(split).items()}
-    if not math.isfinite(metrics["test_loss"]):
-        raise RuntimeError(f"the trained model's test loss is {metrics['test_loss']}")
+    splits = ("select", "test") if config.read_test else ("select",)
+    metrics = {f"{split}_{name}": v for split in splits for name, v in task.evaluate(split).items()}
+    final = f"{splits[-1]}_loss"
+    if not math.isfinite(metrics[final]):
+        raise RuntimeError(f"the trained model's {final.replace('_', ' ')} is {metrics[final]}")
     row: dict[str, object] = {
         "mode": config.mode,
         "seed": config.seed,
@@ -196,7 +198,7 @@ def _result(config: RunConfig, training: Training, seconds: float) -> dict[str, 
         "epochs": config.epochs,
         "steps": executor.signals.step,
         "test_accuracy": metrics.pop("test_accuracy", None),
-        "test_loss": metrics.pop("test_loss"),
+        "test_loss": metrics.pop("test_loss", None),
         "select_accuracy": metrics.pop("select_accuracy", None),
         "skipped_steps": executor.skipped_steps,
         "interventions": training.interventions,

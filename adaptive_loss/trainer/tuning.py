@@ -30,8 +30,8 @@ def trial_weights(terms: Sequence[str], trials: int, seed: int = TUNING_SEED) ->
 
 
 def trial_specs(base: RunConfig, terms: Sequence[str], folder: Path, trials: int) -> list[Spec]:
-    """The runs of the search: mode ``baseline`` at full length with each trial's weights."""
-    config = replace(base, mode="baseline", seed=TUNING_SEED)
+    """The runs of the search: ``baseline`` at full length with each trial's weights, and the test split unread."""
+    config = replace(base, mode="baseline", seed=TUNING_SEED, read_test=False)
     return [
         Spec(f"trial_{i:02d}", replace(config, weights=weights), folder / "trials" / f"trial_{i:02d}")
         for i, weights in enumerate(trial_weights(terms, trials))

@@ -57,6 +57,8 @@ class RunConfig(Settings):
     """What adapts the weights: a file name in adaptive_loss/modes."""
     seed: int = 42
     """Seed of initialisation, order and augmentation."""
+    read_test: bool = True
+    """Read the test split once, at the end; a search over settings leaves it unread."""
 
 
 def run_config(settings: Settings, *, mode: str, seed: int, **changes: Any) -> RunConfig:
