@@ -220,17 +220,6 @@ def test_nothing_is_learned_before_learning_starts():
     assert (agent.transitions, agent.updates) == (12, 3)
 
 
-def test_the_schedule_says_when_and_how_often_to_learn():
-    agent = make(train_every=3, updates_per_step=2, learning_starts=1, n_step=1)
-    updates = []
-    for _ in range(6):
-        agent.observe(torch.zeros(SIZE), 0, 0.0, torch.zeros(SIZE), ALL, False, False)
-        loss = agent.learn_on_schedule()
-        assert (loss is not None) == (agent.transitions % 3 == 0)
-        updates.append(agent.updates)
-    assert updates == [0, 0, 2, 2, 2, 4]
-
-
 def test_members_start_apart_and_learn_from_different_draws():
     agent = make(n_step=1)
     weight = agent.online.get_parameter("hidden.weight")

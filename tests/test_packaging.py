@@ -61,6 +61,7 @@ PARTS: dict[str, set[str]] = {
     "trainer": {"tasks", "modes", "loss_executor", "report"},
     "meta": {"trainer"},
     "demo": {"trainer"},
+    "picture": {"report", "utils"},
     "doctor": {"trainer"},
 }
 # Registries name plug-ins without importing them, so a configuration can be checked by name alone.

@@ -39,10 +39,6 @@ class DQNConfig:
     """Transitions the replay holds."""
     learning_starts: int = 16
     """Transitions held before the first update."""
-    train_every: int = 1
-    """`learn_on_schedule` acts at every so many observed steps."""
-    updates_per_step: int = 1
-    """Updates `learn_on_schedule` makes when it acts."""
     target_sync: int = 50
     """Updates between two copies of the online into the target networks."""
     huber: float = 1.0
@@ -251,14 +247,6 @@ class DQN(nn.Module):
         nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
         self.optimizer.step()
         return self._count(loss.item())
-
-    def learn_on_schedule(self) -> float | None:
-        """Call `learn` as often as `train_every` and `updates_per_step` ask for after an observed step."""
-        loss = None
-        if self.transitions % self.config.train_every == 0:
-            for _ in range(self.config.updates_per_step):
-                loss = self.learn()
-        return loss
 
     def _loss(self, batch: Batch) -> Tensor:
         config = self.config

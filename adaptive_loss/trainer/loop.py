@@ -28,7 +28,7 @@ from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 from adaptive_loss.utils.config import RunConfig, core_count, resolve_device, start_weights, to_json, validate
 from adaptive_loss.utils.logging import Progress, RunLogger, progress
-from adaptive_loss.utils.performance import peak_memory_mb
+from adaptive_loss.utils.performance import Timer, peak_memory_mb, throughput
 
 PEAK = 3.0
 """The one-cycle schedule rises from ``--lr`` to this many times it, then falls to almost 0."""
@@ -45,6 +45,7 @@ class Training:
     scheduler: OneCycleLR
     batches: Batches
     autocast: AbstractContextManager[Any]
+    timer: Timer = field(default_factory=Timer)
     interventions: int = 0
     epoch_sums: dict[str, list[float]] = field(default_factory=dict)
 
@@ -90,7 +91,8 @@ def run(config: RunConfig, folder: Path, *, quiet: bool = False) -> dict[str, ob
         total = config.epochs * len(training.batches)
         with RunLogger(folder) as log, _shown(total, config, quiet) as bar:
             for epoch in range(1, config.epochs + 1):
-                train_epoch(training, log, bar)
+                with training.timer:
+                    train_epoch(training, log, bar)
                 _end_epoch(training, epoch, log)
         result = _result(config, training, time.perf_counter() - started)
     _save(folder, config, training, result)
@@ -210,6 +212,7 @@ def _result(config: RunConfig, training: Training, seconds: float) -> dict[str, 
         **metrics,
         "weights": executor.export(),
         "monitor": monitors[0] if monitors else None,
+        "steps_per_second": round(throughput(executor.signals.step, training.timer.seconds), 2),
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "precision": "bf16" if not isinstance(training.autocast, nullcontext) else "fp32",
     }
