@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -104,6 +105,53 @@ def _unit_size(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     exponents = torch.frexp(rows.abs().amax(1)).exponent.clamp(-126, 126)
     return torch.ldexp(rows, -exponents[:, None]), torch.exp2(exponents.to("cpu", torch.float64))
+
+
+class TermGradients:
+    """Gradients of K scaled terms at a tap: nothing is computed before it is asked for, and nothing twice.
+
+    A tap is the output tensor, shared features or some parameters; at features the products cost one pass through the
+    heads a term and keep K tensors of the features' size. Products are taken in float32 (float64 where the gradients
+    are); ``.grad`` is never written.
+
+    Args:
+        losses: K live terms, None where absent or off.
+        scale: [K] factor of each term.
+        at: the tensors to differentiate with respect to.
+
+    Example:
+        >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
+        >>> found = TermGradients([(w**2).sum() / 2, w.sum()], torch.tensor([1.0, 2.0]), [w])
+        >>> found.norms.tolist(), found.gramian[0, 1].item()
+        ([5.0, 2.8284271247461903], 14.0)
+    """
+
+    def __init__(self, losses: Sequence[Tensor | None], scale: Tensor, at: Sequence[Tensor]) -> None:
+        self.losses, self.scale, self.at = losses, scale, at
+
+    @cached_property
+    def raw(self) -> list[Gradient]:
+        """One gradient a term over the tap's tensors, unscaled; all None where the term is absent."""
+        nothing: Gradient = [None] * len(self.at)
+        live = [loss for loss in self.losses if loss is not None]
+        found = iter(term_gradients(live, self.at))
+        return [nothing if loss is None else next(found) for loss in self.losses]
+
+    @cached_property
+    def gramian(self) -> Tensor:
+        """[K, K] ⟨sᵢgᵢ, sⱼgⱼ⟩, float64 on the CPU, 0 where a term is absent; one transfer to the host."""
+        return gramian(self.raw, [1.0] * len(self.at)) * self.scale * self.scale[:, None]
+
+    @property
+    def norms(self) -> Tensor:
+        """[K] ‖sᵢgᵢ‖."""
+        return self.gramian.diagonal().clamp_min(0).sqrt()
+
+    @property
+    def cosines(self) -> Tensor:
+        """[K, K] cosines, 0 with a gradient that is 0."""
+        norms = self.norms
+        return self.gramian / (norms * norms[:, None]).clamp_min(1e-300)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from adaptive_loss import guards as guard
 from adaptive_loss.foreign_steps import watch_steps
-from adaptive_loss.gradients import dense_values, leaves, total_norm
+from adaptive_loss.gradients import TermGradients, dense_values, leaves, total_norm
 from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.history import WeightHistory
 from adaptive_loss.live_look import Objective, measure_later, moved
@@ -27,7 +27,7 @@ from adaptive_loss.spike_gate import SpikeGate
 from adaptive_loss.step_record import Rejection, StepRecord, Window
 from adaptive_loss.weigher import Weigher
 from adaptive_loss.weighting import weightings
-from adaptive_loss.weighting.base import Context, Weighting
+from adaptive_loss.weighting.base import NEEDS, PATIENCE, Context, Weighting
 
 _KEPT_EVENTS = 10_000
 _NO_LOSS = Rejection("no loss was given since the last step")
@@ -90,7 +90,9 @@ class LossExecutor(nn.Module):
         self.terms = Terms(weights, base, dict(targets or {}))
         n_terms = len(self.terms.names)
         self.weighting = _rule(weighting, n_terms)
-        self.modulators = ((SetPoint(REACH),) if targets else ()) + tuple(modulators)
+        self.weighting.bind(self.terms, seed)
+        holds = bool(targets) and not self.weighting.holds_targets
+        self.modulators = ((SetPoint(REACH),) if holds else ()) + tuple(modulators)
         self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
         self.schedule = schedule
@@ -98,7 +100,7 @@ class LossExecutor(nn.Module):
             modulator.bind(self.terms, total_steps, seed)
         self.signals = Signals(n_terms, total_steps)
         self.history = WeightHistory(self.terms.names)
-        self.rejected_in_row = self.skipped_steps = 0
+        self.rejected_in_row = self.skipped_steps = self._epochs = 0
         self._start, self._active = self.terms.start_weights, self.terms.active
         self._on = self._active.tolist()
         self._weigher = Weigher(self.terms, self.weighting, self.modulators, guards)
@@ -174,7 +176,11 @@ class LossExecutor(nn.Module):
 
         Args:
             losses: name → 0-dim tensor; a term may be missing or None this step.
-            tap: parameters (or a shared tensor) to take look-ahead gradients at; None for all the optimizer moves.
+            tap: the output, shared features or parameters at which rule and look-ahead take the terms' gradients;
+                None for those the rule was made with, and for all that the optimizer moves.
+
+        Raises:
+            ValueError: the rule needs what it was not given.
         """
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
@@ -182,7 +188,8 @@ class LossExecutor(nn.Module):
         window = self._window = self._window or Window.opened(self._weights)
         if self._optimizer is None:
             window.leaves |= {id(leaf) for loss in batch.tensors if loss is not None for leaf in leaves(loss)}
-        context = self._context(batch.present & self._active)
+        context = self._context(batch.present & self._active, gradients=self._gradients(batch, tap))
+        self._check_needs(context)
         weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
@@ -237,6 +244,7 @@ class LossExecutor(nn.Module):
 
     def end_epoch(self, **metrics: float) -> None:
         """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data."""
+        self._epochs += 1
         self.weighting.end_epoch(metrics)
         context = self._context(self._active)
         for modulator in self.modulators:
@@ -249,6 +257,17 @@ class LossExecutor(nn.Module):
         return events
 
     # ---- one forward pass -------------------------------------------------------------------------------------
+
+    def _gradients(self, batch: StepLosses, tap: Tensor | Sequence[Tensor] | None) -> TermGradients | None:
+        at = _as_list(tap) or self.weighting.at
+        return None if at is None else TermGradients(batch.live(self._on), self._start, at)
+
+    def _check_needs(self, context: Context) -> None:
+        unmet = self.weighting.unmet(context)
+        if unmet is not None:
+            raise ValueError(unmet)
+        if "epochs" in self.weighting.needs and context.step == PATIENCE and not self._epochs:
+            self._tell("epochs", f"weighting {self.weighting.name!r} needs epochs: {NEEDS['epochs']}")
 
     def _examine(self, batch: StepLosses) -> Rejection | None:
         present = batch.present & self._active
@@ -279,8 +298,7 @@ class LossExecutor(nn.Module):
         if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
             return
         live, probe = batch.live(self._on), self._objective.probe
-        tapped = None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
-        base = self.terms.base_index
+        tapped, base = _as_list(tap), self.terms.base_index
         window.probe_state = self._objective.state_dict()
         try:
             if self._optimizer is None:
@@ -401,9 +419,10 @@ class LossExecutor(nn.Module):
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
-    def _context(self, present: Tensor, looked: bool = False) -> Context:
+    def _context(self, present: Tensor, looked: bool = False, gradients: TermGradients | None = None) -> Context:
         objective = None if self._objective is None else self._objective.value
-        return Context(self.signals.step, present, self.signals, self._weights, self._start, looked, objective)
+        start = self._start
+        return Context(self.signals.step, present, self.signals, self._weights, start, looked, objective, gradients)
 
     def _revert(self, window: Window) -> None:
         """Go back to where the last accepted step left weights and probe."""
@@ -444,6 +463,7 @@ class LossExecutor(nn.Module):
             "gate": self._gate.state_dict(),
             "rejected_in_row": self.rejected_in_row,
             "skipped_steps": self.skipped_steps,
+            "epochs": self._epochs,
             "can_look": self._can_look,
             "clamped": sorted(list(pair) for pair in self._weigher.clamped),
             "modulators": [modulator.state_dict() for modulator in self.modulators],
@@ -462,13 +482,17 @@ class LossExecutor(nn.Module):
         self._weights = state["weights"].clone()
         self._gate.load_state_dict(state["gate"])
         self.rejected_in_row, self.skipped_steps = state["rejected_in_row"], state["skipped_steps"]
-        self._can_look = state["can_look"]
+        self._epochs, self._can_look = state["epochs"], state["can_look"]
         self._weigher.clamped = {(name, term) for name, term in state["clamped"]}
         for modulator, saved in zip(self.modulators, state["modulators"], strict=True):
             modulator.load_state_dict(saved)
         if self._objective is not None:
             self._objective.load_state_dict(state["probe"])
         self._window = None
+
+
+def _as_list(tap: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
+    return None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
 
 
 def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:

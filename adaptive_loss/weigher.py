@@ -66,7 +66,8 @@ class Weigher:
         return torch.where(self.free, gains.clamp(-REACH, REACH), torch.zeros_like(gains)).exp()
 
     def _guard(self, weights: Tensor, values: Tensor, context: Context, window: Window) -> None:
-        last, terms = window.before if context.step else None, self.terms
+        terms = self.terms
+        last = window.before if context.step and not self.rule.jumps else None
         for name, after in guard_weights(self.guards, weights, last, terms.start_weights, values, terms.movable):
             window.stages.append((name, weights, after))
             weights = after

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from adaptive_loss.gradients import TermGradients
+from adaptive_loss.losses import Terms
 from adaptive_loss.signals import Signals
+
+NEEDS = {
+    "gradients": "call executor(losses, tap=features), or make the rule with at=parameters",
+    "base": "say which term is the base: LossExecutor(..., base=name)",
+    "targets": "say what to hold: LossExecutor(..., targets={name: value})",
+    "epochs": "call executor.end_epoch() after every epoch; until then its weights stay at the start",
+}
+"""What a rule may need of its user, and how to give it. Without gradients, base or targets it cannot go on."""
+PATIENCE = 1000
+"""Steps without an ``end_epoch()`` after which a rule that needs them is said to wait in vain."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class Context:
         start: [K] the start weights.
         looked: whether this step brought a new look-ahead.
         objective: gives the probe's value on fresh held-out data; None without a probe.
+        gradients: of startᵢ·Lᵢ at the tap, taken when asked for; None without a tap, and outside ``forward``.
     """
 
     step: int
@@ -33,6 +47,7 @@ class Context:
     start: Tensor
     looked: bool = False
     objective: Callable[[], float] | None = None
+    gradients: TermGradients | None = None
 
 
 class Weighting(nn.Module, ABC):
@@ -40,14 +55,44 @@ class Weighting(nn.Module, ABC):
 
     A rule sees startᵢ·Lᵢ, so start weights mean what the user thinks under every rule, and its weights multiply the
     start weights. Buffers are allocated in ``__init__`` and never None, so that ``state_dict`` carries all state.
+    ``forward`` reads state and changes none: a step may yet be rejected. ``after_step`` writes it, draws included.
+
+    Class attributes say what the catalogue shows: ``family`` (where the rule's evidence comes from), ``needs`` (keys of
+    :data:`NEEDS`, or in words what its constructor wants), ``jumps`` (weights may leap from one step to the next by
+    design, so no rate limit holds them) and ``holds_targets`` (it is itself the law of the terms with a target).
 
     Args:
         n_terms: K.
     """
 
+    family: ClassVar[str] = "loss values"
+    needs: ClassVar[tuple[str, ...]] = ()
+    jumps: ClassVar[bool] = False
+    holds_targets: ClassVar[bool] = False
+
     def __init__(self, n_terms: int) -> None:
         super().__init__()
         self.n_terms = n_terms
+        self.at: Sequence[Tensor] | None = None
+
+    @property
+    def name(self) -> str:
+        """The rule's name, which is its file's."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def bind(self, terms: Terms, seed: int) -> None:
+        """Meet the terms; called once by the executor. A rule that draws seeds its own generator here."""
+        self.terms = terms
+
+    def unmet(self, context: Context) -> str | None:
+        """The need this step cannot meet, with the fix, or None."""
+        met = {
+            "gradients": context.gradients is not None,
+            "base": self.terms.base is not None,
+            "targets": bool(self.terms.targets),
+        }
+        need = next((need for need in self.needs if not met.get(need, True)), None)
+        return None if need is None else f"weighting {self.name!r} needs {need}: {NEEDS[need]}"
 
     @abstractmethod
     def forward(self, losses: Tensor, context: Context) -> Tensor:
@@ -63,7 +108,7 @@ class Weighting(nn.Module, ABC):
         return None
 
     def after_step(self, losses: Tensor, context: Context) -> None:
-        """Called once an accepted optimizer step, with the same losses."""
+        """Called once an accepted optimizer step, with the same losses (their means over accumulated batches)."""
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Called at the end of an epoch, where the user says so."""

@@ -46,6 +46,7 @@ class DWA(Weighting):
         {'a': 1.0, 'b': 1.0}
     """
 
+    needs = ("epochs",)
     total: Tensor
     count: Tensor
     means: Tensor
