@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptive_loss import probes
+    from adaptive_loss.buckets import bucket_means
     from adaptive_loss.guards import Guards
     from adaptive_loss.loss_executor import LossExecutor
     from adaptive_loss.loss_monitor import LossMonitor
     from adaptive_loss.meta_controller import MetaController
 
 __version__ = "0.1.0"
-__all__ = ["Guards", "LossExecutor", "LossMonitor", "MetaController", "__version__", "probes"]
+__all__ = ["Guards", "LossExecutor", "LossMonitor", "MetaController", "__version__", "bucket_means", "probes"]
 
 _HOMES = {
     "Guards": "adaptive_loss.guards",
     "LossExecutor": "adaptive_loss.loss_executor",
     "LossMonitor": "adaptive_loss.loss_monitor",
     "MetaController": "adaptive_loss.meta_controller",
+    "bucket_means": "adaptive_loss.buckets",
 }
 
 

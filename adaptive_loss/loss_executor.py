@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaptive_loss import guards as guard
+from adaptive_loss.buckets import Buckets
 from adaptive_loss.foreign_steps import watch_steps
 from adaptive_loss.gradients import TermGradients, dense_values, leaves, total_norm
 from adaptive_loss.guards import REACH, Guards
@@ -171,11 +172,12 @@ class LossExecutor(nn.Module):
         """The weights found: ``final``, their ``mean`` over the run, and the ``schedule`` (at most ~1,000 points)."""
         return {"final": self.weights, **self.history.export()}
 
-    def forward(self, losses: LossTerms, *, tap: Tensor | Sequence[Tensor] | None = None) -> Tensor:
+    def forward(self, losses: LossTerms | Buckets, *, tap: Tensor | Sequence[Tensor] | None = None) -> Tensor:
         """The weighted total of this step's losses, a scalar that ``backward()`` always accepts.
 
         Args:
-            losses: name → 0-dim tensor; a term may be missing or None this step.
+            losses: name → 0-dim tensor; a term may be missing or None this step. Or all K terms in one tensor, from
+                :func:`~adaptive_loss.buckets.bucket_means`.
             tap: the output, shared features or parameters at which rule and look-ahead take the terms' gradients;
                 None for those the rule was made with, and for all that the optimizer moves.
 
@@ -187,7 +189,7 @@ class LossExecutor(nn.Module):
             return batch.total(self._weights if self.applies else self._start, self._on)
         window = self._window = self._window or Window.opened(self._weights)
         if self._optimizer is None:
-            window.leaves |= {id(leaf) for loss in batch.tensors if loss is not None for leaf in leaves(loss)}
+            window.leaves |= {id(leaf) for loss in batch.roots for leaf in leaves(loss)}
         context = self._context(batch.present & self._active, gradients=self._gradients(batch, tap))
         self._check_needs(context)
         weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
@@ -353,7 +355,8 @@ class LossExecutor(nn.Module):
     def _record(
         self, window: Window, applied: bool, rejection: Rejection | None, norm: float, weights: dict[str, float]
     ) -> StepRecord:
-        losses = {name: value for name, value in self._named(window.means()).items() if not math.isnan(value)}
+        means = zip(self.terms.names, window.means().tolist(), strict=True)
+        losses = {name: value for name, value in means if value == value}  # NaN is absent, and quicker told so
         events, self._fresh = tuple(self._fresh), []
         reason, term = (None, None) if rejection is None else (rejection.reason, rejection.term)
         return StepRecord(self.signals.step, applied, reason, term, weights, losses, norm, events)

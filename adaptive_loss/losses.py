@@ -11,6 +11,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from adaptive_loss.buckets import Buckets
+
 LossTerms = Mapping[str, Tensor]
 """Name of a term → its loss this step, a 0-dim tensor; a term that is missing or ``None`` is absent this step."""
 
@@ -90,7 +92,7 @@ class Terms:
         """The base term's place in the order, or None without a base."""
         return None if self.base is None else self.names.index(self.base)
 
-    def read(self, losses: LossTerms) -> StepLosses:
+    def read(self, losses: LossTerms | Buckets) -> StepLosses:
         """Check one step's losses and read their values with one transfer to the host.
 
         Raises:
@@ -98,6 +100,8 @@ class Terms:
             KeyError: a term that was not declared.
             ValueError: no term at all, a term that is not a scalar, has no gradient, or lives on another device.
         """
+        if isinstance(losses, Buckets):
+            return self._read_buckets(losses)
         if not isinstance(losses, Mapping):
             raise TypeError(f"losses must be a dict of name → 0-dim tensor, not {type(losses).__name__}")
         for name in losses:
@@ -117,6 +121,17 @@ class Terms:
                     f"term {name!r} is on {tensor.device} and {first_name!r} on {first.device}: move them to one device"
                 )
         return StepLosses(tuple(tensors), _values(tensors), torch.tensor([tensor is not None for tensor in tensors]))
+
+    def _read_buckets(self, buckets: Buckets) -> StepLosses:
+        if len(buckets.means) != len(self.names):
+            raise ValueError(f"there are {len(buckets.means)} buckets, the executor has {len(self.names)} terms")
+        if torch.is_grad_enabled() and not buckets.means.requires_grad:
+            raise ValueError("the buckets have no gradient: they were detached, or computed under no_grad")
+        known = torch.where(buckets.present, buckets.means.detach().double(), math.nan).cpu()
+        present = buckets.present.cpu() if known.isnan().any() else torch.ones(len(known), dtype=torch.bool)
+        if not present.any():
+            raise ValueError("every bucket is empty this step; give at least one sample")
+        return StepBuckets((), known, present, buckets.means)
 
     def _check_tensor(self, name: str, tensor: Tensor) -> None:
         if not isinstance(tensor, Tensor):
@@ -148,6 +163,11 @@ class StepLosses:
     values: Tensor
     present: Tensor
 
+    @property
+    def roots(self) -> list[Tensor]:
+        """The live tensors that are there."""
+        return [tensor for tensor in self.tensors if tensor is not None]
+
     def live(self, on: Sequence[bool]) -> list[Tensor | None]:
         """The live tensors of the terms that are on, None for the others."""
         return [loss if active else None for loss, active in zip(self.tensors, on, strict=True)]
@@ -164,8 +184,36 @@ class StepLosses:
 
     def stand_in(self) -> Tensor:
         """A 0 that ``backward()`` accepts and that reaches no parameter: 0 · NaN would still be NaN."""
-        like = next(tensor for tensor in self.tensors if tensor is not None)
+        like = self.roots[0]
         return torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=torch.is_grad_enabled())
+
+
+@dataclass(frozen=True)
+class StepBuckets(StepLosses):
+    """One step's losses in one tensor: nothing is done term by term.
+
+    Args:
+        means: [K] live.
+    """
+
+    means: Tensor
+
+    @property
+    def roots(self) -> list[Tensor]:
+        """The one tensor that holds them."""
+        return [self.means]
+
+    def live(self, on: Sequence[bool]) -> list[Tensor | None]:
+        """One view a term that is there and on, None for the others."""
+        wanted = zip(self.means.unbind(), self.present.tolist(), on, strict=True)
+        return [loss if present and active else None for loss, present, active in wanted]
+
+    def total(self, weights: Tensor, on: Sequence[bool]) -> Tensor:
+        """Σₖ wₖLₖ over the terms that are there; weights are [K], 0 where a term is off."""
+        counted = self.present & (weights != 0)
+        factors = torch.where(counted, weights, 0.0).to(self.means.device, self.means.dtype)
+        # What an empty or broken bucket holds must not reach the sum: 0 · NaN would be NaN.
+        return (factors * self.means.where(counted.to(self.means.device), 0.0)).sum()
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:

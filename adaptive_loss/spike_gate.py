@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 _REFRESH = 8
+"""Accepted steps between two renewals of the limits; with very many terms it is up to a window's length, for cost."""
 
 
 def spike_limits(window: Tensor) -> Tensor:
@@ -42,21 +42,17 @@ class SpikeGate:
 
     Args:
         n_terms: K.
-        size: W, accepted values a term is judged by.
+        size: W, accepted values a term is judged by; they stand in a ring, [W, K], NaN where none is stored yet.
     """
 
     def __init__(self, n_terms: int, size: int) -> None:
-        self.past: list[deque[float]] = [deque(maxlen=size) for _ in range(n_terms)]
-        self.size = size
-        self.absent = [0] * n_terms
+        self.window = torch.full((size, n_terms), math.nan, dtype=torch.float64)
+        self.stored = torch.zeros(n_terms, dtype=torch.int64)
+        self.absent = torch.zeros(n_terms, dtype=torch.int64)
         self.limits = torch.full((n_terms,), math.inf, dtype=torch.float64)
         self.accepted = 0
-
-    @property
-    def window(self) -> Tensor:
-        """[W, K] the accepted values, oldest first, NaN where none is stored yet."""
-        rows = [[*past, *[math.nan] * (self.size - len(past))] for past in self.past]
-        return torch.tensor(rows, dtype=torch.float64).T
+        self._columns = torch.arange(n_terms)
+        self._refresh = max(_REFRESH, min(n_terms // 8, size))
 
     def worst(self, values: Tensor, present: Tensor) -> int | None:
         """Index of a present term above its limit, the farthest one, else None. Both arguments are [K]."""
@@ -70,33 +66,33 @@ class SpikeGate:
 
         Its window then stays as it is, until it has been away for as many steps as a window holds: it starts anew.
         """
-        for i, (past, value) in enumerate(zip(self.past, values.tolist(), strict=True)):
-            self.absent[i] = self.absent[i] + 1 if math.isnan(value) else 0
-            if not math.isnan(value):
-                past.append(value)
-            elif self.absent[i] == self.size:
-                past.clear()
-                self.limits[i] = math.inf
+        fresh, size = ~torch.isnan(values), len(self.window)
+        rows = self.stored % size
+        self.window[rows, self._columns] = torch.where(fresh, values, self.window[rows, self._columns])
+        self.stored += fresh
+        self.absent = torch.where(fresh, 0, self.absent + 1)
+        self._forget(self.absent == size)
         self.accepted += 1
-        if self.accepted % _REFRESH == 0:
+        if self.accepted % self._refresh == 0:
             self.limits = spike_limits(self.window)
+
+    def _forget(self, gone: Tensor) -> None:
+        if gone.any():
+            self.window[:, gone] = math.nan
+            self.stored[gone] = 0
+            self.limits[gone] = math.inf
 
     def last(self) -> list[float]:
         """The last accepted value of each term, NaN where there is none."""
-        return [past[-1] if past else math.nan for past in self.past]
+        return self.window[(self.stored - 1) % len(self.window), self._columns].tolist()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and numbers."""
-        return {
-            "window": self.window,
-            "limits": self.limits.clone(),
-            "accepted": self.accepted,
-            "absent": [*self.absent],
-        }
+        tensors = {name: getattr(self, name).clone() for name in ("window", "stored", "absent", "limits")}
+        return {**tensors, "accepted": self.accepted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        for past, column in zip(self.past, state["window"].T.tolist(), strict=True):
-            past.clear()
-            past.extend(value for value in column if not math.isnan(value))
-        self.limits, self.accepted, self.absent = state["limits"].clone(), state["accepted"], [*state["absent"]]
+        for name in ("window", "stored", "absent", "limits"):
+            setattr(self, name, state[name].clone())
+        self.accepted = state["accepted"]

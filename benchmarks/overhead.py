@@ -5,7 +5,8 @@
 Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. All arms run
 interleaved in one process, a step each in turn, with models of their own; a ratio is of medians, so a disturbed step
 does not count. The full system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over
-a run is made up from the measured kinds and the number of each that such a run has.
+a run is made up from the measured kinds and the number of each that such a run has. Last, whole epochs of the
+`baseline` mode as the studies train it, progress and logs included, take turns with whole epochs of the bare loop.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,10 @@ from adaptive_loss.loss_executor import LossExecutor
 from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.meta_controller import MetaController
 from adaptive_loss.tasks.classify import Classify
+from adaptive_loss.trainer import loop
 from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.config import RunConfig
+from adaptive_loss.utils.logging import RunLogger, progress
 from adaptive_loss.utils.performance import peak_memory_mb
 
 PROG = "python -m benchmarks.overhead"
@@ -40,6 +44,8 @@ class Flags:
 
     steps: int = 120
     """Steps timed in each arm, after 10 to warm up."""
+    epochs: int = 3
+    """Epochs of the baseline mode and of the bare loop; the fastest of each count."""
     threads: int = 1
     """CPU threads."""
     json: bool = False
@@ -71,17 +77,17 @@ def random_images(count: int, seed: int) -> Split:
     return Split(images, torch.randint(10, (count,), generator=generator))
 
 
+def noise(n_train: int) -> Dataset:
+    """A dataset of noise in the shape of CIFAR-10."""
+    sizes = {"train": n_train, "probe": 512, "select": 512, "test": 512}
+    parts = {name: random_images(size, i) for i, (name, size) in enumerate(sizes.items())}
+    return Dataset(name="noise", classes=tuple("0123456789"), provenance={}, **parts)
+
+
 def build_task() -> Classify:
     """The classifier with its five terms on noise."""
-    parts = {name: random_images(512, i) for i, name in enumerate(("train", "probe", "select", "test"))}
-    data = Dataset(
-        name="noise",
-        classes=tuple("0123456789"),
-        provenance={},
-        **parts,
-    )
     torch.manual_seed(0)
-    return Classify(RunConfig(dataset="cifar10"), data, torch.device("cpu"))
+    return Classify(RunConfig(dataset="cifar10"), noise(512), torch.device("cpu"))
 
 
 def bare_arm() -> Arm:
@@ -142,6 +148,35 @@ def run_overhead(full: Arm, bare: float, steps: int) -> float:
     return extra / (steps * bare)
 
 
+def epoch_overhead(epochs: int) -> float:
+    """Share by which an epoch of ``baseline`` is slower than the bare loop over the same 5,000 images."""
+    config = RunConfig(dataset="cifar10", mode="baseline", epochs=2 * epochs, precision="fp32", device="cpu")
+    training, bare = (loop.prepare(config, noise(5000)) for _ in range(2))
+    seconds: dict[str, list[float]] = {"baseline": [], "bare": []}
+    steps = epochs * len(training.batches)
+    with tempfile.TemporaryDirectory() as folder, RunLogger(folder) as log, progress(steps, "baseline") as bar:
+        for _ in range(epochs):
+            start = time.perf_counter()
+            loop.train_epoch(training, log, bar)
+            middle = time.perf_counter()
+            _bare_epoch(bare)
+            seconds["baseline"].append(middle - start)
+            seconds["bare"].append(time.perf_counter() - middle)
+    return min(seconds["baseline"]) / min(seconds["bare"]) - 1
+
+
+def _bare_epoch(training: loop.Training) -> None:
+    task, optimizer = training.task, training.optimizer
+    task.model.train()
+    for rows in training.batches:
+        losses = task.losses(rows)
+        optimizer.zero_grad()
+        sum(1.0 * loss for loss in losses.values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        task.after_step()
+        training.scheduler.step()
+
+
 def measure(flags: Flags) -> dict[str, float]:
     """All ratios, as fractions over the bare loop."""
     torch.set_num_threads(flags.threads)
@@ -161,6 +196,7 @@ def measure(flags: Flags) -> dict[str, float]:
     found["look_ahead_steps"] = statistics.fmean(full.seconds["look-ahead"]) / base
     found["decision_steps"] = full.median("decision") / base
     found |= {f"full_{n}_overhead": run_overhead(full, base, n) for n in (1_000, 10_000)}
+    found["baseline_epoch_overhead"] = epoch_overhead(flags.epochs)
     found["peak_memory_mb"] = peak_memory_mb()
     return found
 
@@ -176,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"bare loop: {found['bare_ms']:.1f} ms a step, {flags.threads} thread(s), torch {torch.__version__}")
     for name, value in found.items():
         if name.endswith("_overhead"):
-            print(f"{name.removesuffix('_overhead').replace('_', ' '):<16}{100 * value:+7.2f}%")
+            print(f"{name.removesuffix('_overhead').replace('_', ' '):<18}{100 * value:+7.2f}%")
     print(
         f"a look-ahead step takes {found['look_ahead_steps']:.2f} bare steps, a decision {found['decision_steps']:.2f}"
     )

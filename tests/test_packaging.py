@@ -23,7 +23,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Who may import whom: a part may import itself, the parts it lists, and what those list.
 FOUNDATION = {"errors", "files", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
-    "losses": set(),
+    "buckets": set(),
+    "losses": {"buckets"},
     "gradients": set(),
     "signals": {"losses", "gradients"},
     "lookahead": {"signals"},
@@ -62,6 +63,7 @@ PARTS: dict[str, set[str]] = {
     "meta": {"trainer"},
     "demo": {"trainer"},
     "picture": {"report", "utils"},
+    "catalogue": {"weighting", "utils"},
     "doctor": {"trainer"},
 }
 # Registries name plug-ins without importing them, so a configuration can be checked by name alone.

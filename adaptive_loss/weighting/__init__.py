@@ -2,4 +2,4 @@
 
 from adaptive_loss.registry import Registry
 
-weightings = Registry("weighting", "adaptive_loss.weighting", not_plugins=("base",))
+weightings = Registry("weighting", "adaptive_loss.weighting", not_plugins=("base", "compose"))

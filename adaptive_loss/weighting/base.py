@@ -94,6 +94,12 @@ class Weighting(nn.Module, ABC):
         need = next((need for need in self.needs if not met.get(need, True)), None)
         return None if need is None else f"weighting {self.name!r} needs {need}: {NEEDS[need]}"
 
+    def __mul__(self, other: Weighting) -> Weighting:
+        """The rule whose weights are the product of both: see :class:`~adaptive_loss.weighting.compose.Product`."""
+        from adaptive_loss.weighting.compose import Product
+
+        return Product(self, other) if isinstance(other, Weighting) else NotImplemented
+
     @abstractmethod
     def forward(self, losses: Tensor, context: Context) -> Tensor:
         """The weights, [K] float64, detached unless the rule learns them.

@@ -1,0 +1,84 @@
+"""Chains of rules: a product of weightings is a weighting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adaptive_loss.losses import Terms
+from adaptive_loss.weighting.base import Context, Weighting
+
+
+class Product(Weighting):
+    """wᵢ = ∏ⱼ wᵢ⁽ʲ⁾, the product of the weights that several rules give: ``Schedule(3) * GradNorm(3)``.
+
+    Every part sees the same startᵢ·Lᵢ and the same gradients, so the order does not matter, and a schedule ramps what
+    the other rule would give. A rule that learns its weights has a penalty that balances them against their losses;
+    a factor beside it would be learned away, so such a rule is refused.
+
+    Metrics it logs: the product.
+
+    Args:
+        parts: rules over the same K terms.
+
+    Raises:
+        ValueError: rules over different numbers of terms, or one that learns.
+
+    Example:
+        >>> from adaptive_loss.weighting.dwa import DWA
+        >>> from adaptive_loss.weighting.fixed import Fixed
+        >>> (Fixed(2) * DWA(2) * Fixed(2)).needs
+        ('epochs',)
+    """
+
+    def __init__(self, *parts: Weighting) -> None:
+        super().__init__(parts[0].n_terms)
+        for part in parts:
+            if part.n_terms != self.n_terms:
+                raise ValueError(
+                    f"{parts[0].name} is over {self.n_terms} terms and {part.name} over {part.n_terms}: "
+                    "make both for the same terms"
+                )
+            if any(True for _ in part.parameters()):
+                raise ValueError(f"{part.name} learns its weights, so nothing can be multiplied to it: use it alone")
+        whole = [inner for part in parts for inner in (part.parts if isinstance(part, Product) else [part])]
+        self.parts = nn.ModuleList(whole)
+        self.family = " × ".join(dict.fromkeys(part.family for part in whole))
+        self.needs = tuple(dict.fromkeys(need for part in whole for need in part.needs))
+        self.jumps = any(part.jumps for part in whole)
+        self.holds_targets = any(part.holds_targets for part in whole)
+        self.at = next((part.at for part in whole if part.at is not None), None)
+
+    @property
+    def name(self) -> str:
+        """The parts' names."""
+        return " * ".join(part.name for part in self._rules())
+
+    def _rules(self) -> list[Weighting]:
+        return [part for part in self.parts if isinstance(part, Weighting)]
+
+    def bind(self, terms: Terms, seed: int) -> None:
+        """Introduce every part."""
+        super().bind(terms, seed)
+        for part in self._rules():
+            part.bind(terms, seed)
+
+    def unmet(self, context: Context) -> str | None:
+        """The first part's need that is not met."""
+        return next((line for part in self._rules() if (line := part.unmet(context)) is not None), None)
+
+    def forward(self, losses: Tensor, context: Context) -> Tensor:
+        """[K] the product."""
+        return torch.stack([part(losses, context).double() for part in self._rules()]).prod(0)
+
+    def after_step(self, losses: Tensor, context: Context) -> None:
+        """Tell every part."""
+        for part in self._rules():
+            part.after_step(losses, context)
+
+    def end_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Tell every part."""
+        for part in self._rules():
+            part.end_epoch(metrics)

@@ -1,0 +1,121 @@
+"""Products of rules, and the shares that a user sets above a balancing rule."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaptive_loss import LossExecutor
+from adaptive_loss.weighting.base import Context, Weighting
+from adaptive_loss.weighting.compose import Product
+from adaptive_loss.weighting.dwa import DWA
+from adaptive_loss.weighting.fixed import Fixed
+from adaptive_loss.weighting.shares import Shares, share_weights
+from adaptive_loss.weighting.uncertainty import Uncertainty
+
+
+class InverseLoss(Weighting):
+    """A balancing rule in one line, so that every weighted loss is 1."""
+
+    def forward(self, losses: Tensor, context: Context) -> Tensor:
+        return 1 / losses.nan_to_num(1.0)
+
+
+class InverseNorm(Weighting):
+    """The same for gradients."""
+
+    needs = ("gradients",)
+
+    def forward(self, losses: Tensor, context: Context) -> Tensor:
+        assert context.gradients is not None
+        return 1 / context.gradients.norms
+
+
+def live(value: float) -> Tensor:
+    return torch.tensor(value, requires_grad=True)
+
+
+def test_shares_are_factors_of_mean_one() -> None:
+    assert share_weights(torch.tensor([3.0, 1.0, 0.0])).tolist() == [2.25, 0.75, 0.0]
+
+
+def test_shares_hold_above_a_rule_that_balances() -> None:
+    executor = LossExecutor({"a": 5.0, "b": 0.1}, weighting=Shares(2, [0.8, 0.2]) * InverseLoss(2))
+    executor({"a": live(40.0), "b": live(0.03)})
+    masses = executor.weights["a"] * 40, executor.weights["b"] * 0.03
+    assert masses[0] / sum(masses) == pytest.approx(0.8)
+
+
+def test_the_product_is_commutative_and_flat() -> None:
+    shares, inverse, fixed = Shares(2, [3, 1]), InverseLoss(2), Fixed(2)
+    one, other = shares * inverse * fixed, fixed * (inverse * shares)
+    assert isinstance(one, Product) and len(one.parts) == len(other.parts) == 3
+    context = Context(0, torch.ones(2, dtype=torch.bool), None, None, None)  # type: ignore[arg-type]
+    losses = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    assert one(losses, context).tolist() == other(losses, context).tolist() == [0.75, 1.0]
+
+
+def test_a_product_needs_what_its_parts_need() -> None:
+    both = DWA(2) * InverseNorm(2)
+    assert both.needs == ("epochs", "gradients") and both.name == "dwa * test_compose"
+    executor = LossExecutor({"a": 1.0, "b": 1.0}, weighting=both)
+    with pytest.raises(ValueError, match=r"needs gradients: call executor\(losses, tap=features\)"):
+        executor({"a": live(1.0), "b": live(1.0)})
+
+
+def test_gradients_reach_a_part_through_the_tap() -> None:
+    p = nn.Parameter(torch.tensor([3.0, 4.0]))
+    executor = LossExecutor({"a": 1.0, "b": 2.0}, weighting=Shares(2, [1, 3]) * InverseNorm(2))
+    total = executor({"a": (p**2).sum(), "b": p.sum()}, tap=p)
+    assert p.grad is None
+    # ‖∇a‖ = 2·5, ‖∇b‖ = 2·√2 with the start weight 2; the shares ask for ½ and 1½ of lengths 1.
+    assert executor.weights == pytest.approx({"a": 0.5 / 10, "b": 2 * 1.5 / (2 * math.sqrt(2))})
+    total.backward()
+    wanted = executor.weights["a"] * 2 * torch.tensor([3.0, 4.0]) + executor.weights["b"]
+    assert p.grad is not None
+    torch.testing.assert_close(p.grad, wanted)
+
+
+def test_every_part_hears_of_epochs_and_steps_and_survives_a_restart() -> None:
+    def build() -> LossExecutor:
+        return LossExecutor({"a": 1.0, "b": 1.0}, weighting=Shares(2, [3, 1]) * DWA(2))
+
+    executor = build()
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    for means in [(4.0, 2.0), (2.0, 2.0)]:
+        executor({"a": live(means[0]), "b": live(means[1])}).backward()
+        executor.step(optimizer)
+        executor.end_epoch()
+    saved = io.BytesIO()
+    torch.save(executor.state_dict(), saved)
+    again = build()
+    again.load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
+    for one in (executor, again):
+        one({"a": live(1.0), "b": live(1.0)})
+    golden = 2 / (1 + math.exp(0.25))  # DWA's weight of a falling term, r = (½, 1), T = 2
+    assert executor.weights == again.weights == pytest.approx({"a": 1.5 * golden, "b": 0.5 * (2 - golden)})
+
+
+def test_a_rule_that_learns_and_rules_of_other_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="uncertainty learns its weights"):
+        Fixed(2) * Uncertainty(2)
+    with pytest.raises(ValueError, match="fixed is over 2 terms and dwa over 3"):
+        Fixed(2) * DWA(3)
+    with pytest.raises(TypeError):
+        Fixed(2) * 2.0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]])
+def test_shares_that_cannot_be(shares: list[float]) -> None:
+    with pytest.raises(ValueError, match="give 2 finite numbers of at least 0, not all 0"):
+        Shares(2, shares)
+
+
+def test_shares_by_name_say_what_they_lack() -> None:
+    executor = LossExecutor({"a": 1.0}, weighting="shares")
+    with pytest.raises(ValueError, match="weighting 'shares' needs shares"):
+        executor({"a": live(1.0)})
