@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from adaptive_loss import guards as guard
 from adaptive_loss.buckets import Buckets
+from adaptive_loss.events import Event
 from adaptive_loss.foreign_steps import watch_steps
 from adaptive_loss.gradients import TermGradients, dense_values, leaves, total_norm
 from adaptive_loss.guards import REACH, Guards
@@ -22,7 +23,7 @@ from adaptive_loss.history import WeightHistory
 from adaptive_loss.live_look import Objective, measure_later, moved
 from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure
 from adaptive_loss.losses import LossTerms, StepLosses, Terms
-from adaptive_loss.modulator import Event, Modulator, SetPoint
+from adaptive_loss.modulator import Modulator, SetPoint
 from adaptive_loss.signals import Signals
 from adaptive_loss.spike_gate import SpikeGate
 from adaptive_loss.step_record import Rejection, StepRecord, Window
@@ -337,7 +338,8 @@ class LossExecutor(nn.Module):
                 self._tell("no_reach", "the probe's gradient is 0: it must depend on the parameters that are trained")
         self.history.add(self.signals.step, self._weights if self.applies else self._start)
         context = self._context(window.present, looked=window.look is not None)
-        self.weighting.after_step(torch.where(window.present, values * self._start, torch.nan), context)
+        seen = torch.where(window.present, values * self._start, torch.nan)
+        self._emit(self.weighting.after_step(seen, context) or ())
         for modulator in self.modulators:
             self._emit(modulator.after_step(context))
         self.rejected_in_row = 0

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from adaptive_loss import signals as signal
+from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
-from adaptive_loss.modulator import Event, Modulator
+from adaptive_loss.modulator import Modulator
 from adaptive_loss.rl.dqn import DQN, DQNConfig
 from adaptive_loss.rl.networks import EquivariantQ
 from adaptive_loss.seeding import own_generator

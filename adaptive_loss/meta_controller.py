@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from adaptive_loss import signals as signal
+from adaptive_loss.events import Event
 from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
-from adaptive_loss.modulator import Event, Modulator
+from adaptive_loss.modulator import Modulator
 from adaptive_loss.weighting.base import Context
 
 POLICIES = Path(__file__).parent / "policies"

@@ -1,31 +1,18 @@
-"""What moves the weights above their rule: monitor, controller, set-point law; and the events they report."""
+"""What moves the weights above their rule: monitor, controller, set-point law."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context
-
-
-@dataclass(frozen=True)
-class Event:
-    """One intervention: when, what, why, and its details (before → after).
-
-    ``kind`` is one of skip, clamp, controller, action, set_point, fallback.
-    """
-
-    step: int
-    kind: str
-    reason: str
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Modulator(ABC):

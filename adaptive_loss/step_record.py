@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive_loss.events import Event
 from adaptive_loss.gradients import LookAhead
 from adaptive_loss.live_look import MeasureLater
 from adaptive_loss.losses import StepLosses
-from adaptive_loss.modulator import Event
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adaptive_loss.events import Event
 from adaptive_loss.guards import REACH, Guards, first_bad_weight, guard_weights
 from adaptive_loss.losses import StepLosses, Terms
-from adaptive_loss.modulator import Event, Modulator
+from adaptive_loss.modulator import Modulator
 from adaptive_loss.step_record import Rejection, Window
 from adaptive_loss.weighting.base import Context, Weighting
 from adaptive_loss.weighting.fixed import Fixed

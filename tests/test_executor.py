@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_loss import Guards, LossExecutor
-from adaptive_loss.modulator import Event, Modulator
+from adaptive_loss.events import Event
+from adaptive_loss.modulator import Modulator
 from adaptive_loss.weighting.base import Weighting
 
 WEIGHTS = {"fit": 1.0, "small": 0.3, "sharp": 0.7}

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, SparseAdam
 
 from adaptive_loss import Guards, LossExecutor, LossMonitor, MetaController
+from adaptive_loss.events import Event
 from adaptive_loss.gradients import gramian, preconditioner
 from adaptive_loss.meta_controller import RULE
-from adaptive_loss.modulator import Event, Modulator
+from adaptive_loss.modulator import Modulator
 from adaptive_loss.probes import held_out
 from adaptive_loss.spike_gate import SpikeGate
 from adaptive_loss.weighting.base import Weighting

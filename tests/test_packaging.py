@@ -24,6 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOUNDATION = {"errors", "files", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "buckets": set(),
+    "events": set(),
     "losses": {"buckets"},
     "gradients": set(),
     "signals": {"losses", "gradients"},
@@ -36,7 +37,8 @@ PARTS: dict[str, set[str]] = {
     "foreign_steps": set(),
     "weigher": {"step_record", "guards"},
     "probes": {"losses", "gradients"},
-    "weighting": {"signals", "lookahead"},
+    "knob": set(),
+    "weighting": {"events", "knob", "signals", "lookahead"},
     "modulator": {"weighting"},
     "rl": {"signals"},
     "meta_controller": {"modulator", "guards"},

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_loss import LossExecutor
+from adaptive_loss.events import Event
 from adaptive_loss.gradients import LookAhead
-from adaptive_loss.modulator import Event, Modulator
+from adaptive_loss.modulator import Modulator
 from adaptive_loss.probes import held_out
 
 WEIGHTS = {"fit": 1.0, "helpful": 1.0, "harmful": 1.0}

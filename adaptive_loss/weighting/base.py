@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from adaptive_loss.events import Event
 from adaptive_loss.gradients import TermGradients
 from adaptive_loss.losses import Terms
 from adaptive_loss.signals import Signals
@@ -65,10 +65,10 @@ class Weighting(nn.Module, ABC):
         n_terms: K.
     """
 
-    family: ClassVar[str] = "loss values"
-    needs: ClassVar[tuple[str, ...]] = ()
-    jumps: ClassVar[bool] = False
-    holds_targets: ClassVar[bool] = False
+    family: str = "loss values"
+    needs: tuple[str, ...] = ()
+    jumps: bool = False
+    holds_targets: bool = False
 
     def __init__(self, n_terms: int) -> None:
         super().__init__()
@@ -113,11 +113,15 @@ class Weighting(nn.Module, ABC):
         """What the rule adds to the total (½Σs for uncertainty weighting), or None."""
         return None
 
-    def after_step(self, losses: Tensor, context: Context) -> None:
-        """Called once an accepted optimizer step, with the same losses (their means over accumulated batches)."""
+    def after_step(self, losses: Tensor, context: Context) -> Sequence[Event] | None:
+        """Called once an accepted optimizer step, with the same losses (their means over accumulated batches).
+
+        Returns:
+            What it has to report, if anything.
+        """
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Called at the end of an epoch, where the user says so."""
+        """Called at the end of an epoch, where the user says so; what it decides is reported after the next step."""
 
 
 def ones(n_terms: int) -> Tensor:

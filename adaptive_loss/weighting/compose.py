@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context, Weighting
 
@@ -73,10 +74,9 @@ class Product(Weighting):
         """[K] the product."""
         return torch.stack([part(losses, context).double() for part in self._rules()]).prod(0)
 
-    def after_step(self, losses: Tensor, context: Context) -> None:
-        """Tell every part."""
-        for part in self._rules():
-            part.after_step(losses, context)
+    def after_step(self, losses: Tensor, context: Context) -> list[Event]:
+        """Tell every part; all they have to report."""
+        return [event for part in self._rules() for event in part.after_step(losses, context) or ()]
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Tell every part."""
