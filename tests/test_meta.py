@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -74,10 +74,19 @@ def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> N
     one, two, other = (file.read_bytes() for file in files)
     assert one == two
     card, changed = json.loads(one), json.loads(other)
-    assert card["law"] != changed["law"]
+    assert card["found"] != changed["found"]
     assert card["signals_version"] == signals.VERSION and card["settings"]["seed"] == 0
     assert card["against_the_rule_on_fresh_problems"]["all"]["n"] == 2
-    assert ControllerLaw.load(files[0]).to_vector() != RULE.to_vector()
+    assert card["found"] != asdict(RULE)
+
+
+@pytest.mark.parametrize(("interval", "ships"), [([-0.2, -0.1], True), ([-0.2, 0.0], False), (None, False)])
+def test_a_law_ships_only_with_evidence(interval: list[float] | None, ships: bool, tmp_path: Path) -> None:
+    found = replace(RULE, gain=0.5)
+    written = meta.card(TINY, found, [0.0], {"all": {"interval95": interval}})
+    (tmp_path / "controller.json").write_text(json.dumps(written))
+    assert ControllerLaw.load(tmp_path / "controller.json") == (found if ships else RULE)
+    assert written["found"] == asdict(found)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,7 @@ def test_the_search_never_sees_the_problems_of_the_comparison(monkeypatch: pytes
         return [("regression", 0)]
 
     monkeypatch.setattr(meta, "draw_problems", note)
-    monkeypatch.setattr(meta, "compare_with_rule", lambda law, flags: {"all": {}})
+    monkeypatch.setattr(meta, "compare_with_rule", lambda law, flags: {"all": {"interval95": None}})
     monkeypatch.setattr(meta, "write_atomic", lambda file, text: None)
     highest = meta.HELD_OUT_SEEDS // 4 - 1
     meta.run(replace(TINY, seed=highest))
@@ -122,4 +131,4 @@ def test_the_command_searches_in_worker_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "adaptive_loss.meta.train", *small, "--output", str(tmp_path / "law.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert ControllerLaw.load(tmp_path / "law.json") != RULE
+    assert json.loads((tmp_path / "law.json").read_text())["found"] != asdict(RULE)

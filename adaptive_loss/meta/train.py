@@ -4,8 +4,9 @@
 
 Each generation draws new problems from every family; a candidate law's cost is the mean over them of
 log(final loss) − log(final loss of the rule it starts from), clipped to ±1, paired by data, initialisation and order.
-There are no unrolls, hence no short-horizon bias. The law that is kept is the search distribution's mean, and it is
-then compared with the rule on problems that the search never saw; the card carries that comparison.
+There are no unrolls, hence no short-horizon bias. What the search finds is its distribution's mean, and that law is
+then compared with the rule on problems that the search never saw. It becomes the card's ``law`` only if the whole 95%
+interval of that comparison is below 0; else the rule stays, and the card says what was found and why it does not ship.
 The same seed gives the same file; another seed another.
 """
 
@@ -16,6 +17,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adaptive_loss import signals
 from adaptive_loss.errors import UsageError
@@ -93,12 +95,13 @@ def search(flags: MetaTrainFlags) -> tuple[ControllerLaw, list[float]]:
             strategy.tell(candidates, costs)
             curve.append(statistics.fmean(costs))
             print(
-                f"generation {generation + 1}/{flags.generations}: mean cost {curve[-1]:+.4f}, best {min(costs):+.4f}"
+                f"generation {generation + 1}/{flags.generations}: mean cost {curve[-1]:+.4f}, best {min(costs):+.4f}",
+                flush=True,
             )
     return bounded(list(strategy.mean)), curve  # pyright: ignore[reportArgumentType]
 
 
-def compare_with_rule(law: ControllerLaw, flags: MetaTrainFlags) -> dict[str, object]:
+def compare_with_rule(law: ControllerLaw, flags: MetaTrainFlags) -> dict[str, Any]:
     """Law against rule on fresh problems: mean log-ratio of final losses and its 95% interval, whole and by family."""
     from joblib import Parallel, delayed
 
@@ -116,6 +119,25 @@ def compare_with_rule(law: ControllerLaw, flags: MetaTrainFlags) -> dict[str, ob
     }
 
 
+def card(
+    flags: MetaTrainFlags, found: ControllerLaw, curve: Sequence[float], evidence: dict[str, Any]
+) -> dict[str, object]:
+    """The file's content: the law that ships, the law that was found, and the evidence between them."""
+    interval = evidence["all"]["interval95"]
+    better = interval is not None and interval[1] < 0
+    settings = {name: value for name, value in asdict(flags).items() if name not in ("output", "jobs")}
+    return {
+        "signals_version": signals.VERSION,
+        "law": asdict(found if better else RULE),
+        "ships": "the law that was found" if better else "the rule: the law that was found does not beat it for sure",
+        "found": asdict(found),
+        "made_by": PROG,
+        "settings": settings,
+        "cost_by_generation": curve,
+        "against_the_rule_on_fresh_problems": evidence,
+    }
+
+
 def run(flags: MetaTrainFlags) -> int:
     """Search, compare, write the law with its card; the exit code."""
     for name in ("generations", "population", "problems", "held_out"):
@@ -130,16 +152,7 @@ def run(flags: MetaTrainFlags) -> int:
         raise UsageError(f"--output {flags.output} is a folder; give a file")
     law, curve = search(flags)
     evidence = compare_with_rule(law, flags)
-    settings = {name: value for name, value in asdict(flags).items() if name not in ("output", "jobs")}
-    card = {
-        "signals_version": signals.VERSION,
-        "law": asdict(law),
-        "made_by": PROG,
-        "settings": settings,
-        "cost_by_generation": curve,
-        "against_the_rule_on_fresh_problems": evidence,
-    }
-    write_atomic(flags.output, json_dump(card))
+    write_atomic(flags.output, json_dump(card(flags, law, curve, evidence)))
     print(f"law against rule on fresh problems (log-ratio of final losses, below 0 is better): {evidence['all']}")
     print(f"written: {flags.output}")
     return 0
