@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from adaptive_loss.loss_executor import LossExecutor
     from adaptive_loss.loss_monitor import LossMonitor
     from adaptive_loss.meta_controller import MetaController
+    from adaptive_loss.units import Reduction
 
 __version__ = "0.1.0"
-__all__ = ["Guards", "LossExecutor", "LossMonitor", "MetaController", "__version__", "bucket_means", "probes"]
+__all__ = ["Guards", "LossExecutor", "LossMonitor", "MetaController", "Reduction", "__version__", "bucket_means", "probes"]
 
 _HOMES = {
     "Guards": "adaptive_loss.guards",
     "LossExecutor": "adaptive_loss.loss_executor",
     "LossMonitor": "adaptive_loss.loss_monitor",
     "MetaController": "adaptive_loss.meta_controller",
+    "Reduction": "adaptive_loss.units",
     "bucket_means": "adaptive_loss.buckets",
 }
 

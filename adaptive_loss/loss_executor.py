@@ -27,6 +27,7 @@ from adaptive_loss.modulator import Modulator, SetPoint
 from adaptive_loss.signals import Signals
 from adaptive_loss.spike_gate import SpikeGate
 from adaptive_loss.step_record import Rejection, StepRecord, Window
+from adaptive_loss.units import Reduction
 from adaptive_loss.weigher import Weigher
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import NEEDS, PATIENCE, Context, Weighting
@@ -54,6 +55,8 @@ class LossExecutor(nn.Module):
         apply: False is shadow mode: everything is computed and logged, training is as without it.
         seed: seeds the modulators' own generators.
         schedule: when to look ahead.
+        reductions: name → how that term's loss was reduced; the term then counts in nats per example, so that its
+            weight means the same at every image and batch size.
 
     Raises:
         ValueError, KeyError, TypeError: what the user got wrong, with the term and the fix.
@@ -85,11 +88,12 @@ class LossExecutor(nn.Module):
         apply: bool = True,
         seed: int = 0,
         schedule: Schedule = Schedule(),
+        reductions: Mapping[str, Reduction] | None = None,
     ) -> None:
         super().__init__()
         if total_steps is not None and not total_steps >= 1:
             raise ValueError(f"total_steps is {total_steps}: give a positive number of optimizer steps, or None")
-        self.terms = Terms(weights, base, dict(targets or {}))
+        self.terms = Terms(weights, base, dict(targets or {}), dict(reductions or {}))
         n_terms = len(self.terms.names)
         self.weighting = _rule(weighting, n_terms)
         self.weighting.bind(self.terms, seed)
@@ -131,11 +135,12 @@ class LossExecutor(nn.Module):
         apply: bool = True,
         seed: int = 0,
         policy: str | Path | None = None,
+        reductions: Mapping[str, Reduction] | None = None,
     ) -> LossExecutor:
         """The whole system in one call: executor, controller, and the monitor as far as its evidence allows.
 
         Args:
-            weights, base, targets, probe, weighting, total_steps, apply, seed: as for the class.
+            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions: as for the class.
             policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
         from adaptive_loss.loss_monitor import LossMonitor
@@ -152,6 +157,7 @@ class LossExecutor(nn.Module):
             total_steps=total_steps,
             apply=apply,
             seed=seed,
+            reductions=reductions,
         )
 
     @property
@@ -454,6 +460,7 @@ class LossExecutor(nn.Module):
             "base": str(self.terms.base),
             "start weights": ", ".join(f"{weight:g}" for weight in self._start.tolist()),
             "targets": ", ".join(self.terms.targets),
+            "reductions": ", ".join(f"{name} × {r.factor:g}" for name, r in self.terms.reductions.items()),
             "weighting": type(self.weighting).__name__,
             "modulators": ", ".join(type(modulator).__name__ for modulator in self.modulators),
         }

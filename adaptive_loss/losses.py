@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptive_loss.buckets import Buckets
+from adaptive_loss.units import Reduction
 
 LossTerms = Mapping[str, Tensor]
 """Name of a term → its loss this step, a 0-dim tensor; a term that is missing or ``None`` is absent this step."""
@@ -28,6 +29,7 @@ class Terms:
         start: name → start weight, ≥ 0; the insertion order is the term order. A start weight of 0 stays off.
         base: name of the base term, or None.
         targets: name → target value, for the terms that are constraints.
+        reductions: name → how that term's loss was reduced; it is then read in nats per example, target included.
 
     Raises:
         ValueError: no terms, a weight that is negative or not finite, all weights 0, a base that is off, a
@@ -44,6 +46,7 @@ class Terms:
     start: Mapping[str, float]
     base: str | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
+    reductions: Mapping[str, Reduction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_weights(self.start)
@@ -52,6 +55,8 @@ class Terms:
             self._check_known("base", self.base)
             if self.start[self.base] == 0:
                 raise ValueError(f"the base term {self.base!r} has start weight 0: give it a positive weight")
+        for name in self.reductions:
+            self._check_known("reduction", name)
         for name, target in self.targets.items():
             self._check_known("target", name)
             if name == self.base or self.start[name] == 0:
@@ -101,6 +106,10 @@ class Terms:
             ValueError: no term at all, a term that is not a scalar, has no gradient, or lives on another device.
         """
         if isinstance(losses, Buckets):
+            if self.reductions:
+                raise ValueError(
+                    "buckets come in one tensor: bring their losses into one unit before, not by reductions"
+                )
             return self._read_buckets(losses)
         if not isinstance(losses, Mapping):
             raise TypeError(f"losses must be a dict of name → 0-dim tensor, not {type(losses).__name__}")
@@ -120,7 +129,12 @@ class Terms:
                 raise ValueError(
                     f"term {name!r} is on {tensor.device} and {first_name!r} on {first.device}: move them to one device"
                 )
+        tensors = [self._in_unit(name, tensor) for name, tensor in zip(self.names, tensors, strict=True)]
         return StepLosses(tuple(tensors), _values(tensors), torch.tensor([tensor is not None for tensor in tensors]))
+
+    def _in_unit(self, name: str, tensor: Tensor | None) -> Tensor | None:
+        reduction = self.reductions.get(name)
+        return tensor if tensor is None or reduction is None else tensor * reduction.factor
 
     def _read_buckets(self, buckets: Buckets) -> StepLosses:
         if len(buckets.means) != len(self.names):

@@ -25,7 +25,8 @@ FOUNDATION = {"errors", "files", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "buckets": set(),
     "events": set(),
-    "losses": {"buckets"},
+    "units": set(),
+    "losses": {"buckets", "units"},
     "gradients": set(),
     "signals": {"losses", "gradients"},
     "lookahead": {"signals"},
