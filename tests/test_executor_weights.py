@@ -12,12 +12,28 @@ from torch import nn
 from adaptive_loss import Guards, LossExecutor, LossMonitor, MetaController
 from adaptive_loss.meta_controller import RULE, ZERO
 from adaptive_loss.probes import held_out
+from adaptive_loss.weighting.base import Weighting
 
 MODULATORS = {
     "none": list,
     "controller": lambda: [MetaController(RULE)],
     "monitor": lambda: [LossMonitor()],
 }
+
+
+class Nothing(Weighting):
+    """A rule that gives no term any weight, as a schedule does before its start."""
+
+    def forward(self, losses, context):
+        return torch.zeros(self.n_terms, dtype=torch.float64)
+
+
+def test_a_rule_that_gives_nothing_under_a_modulator_gives_no_nan():
+    # Without a base the modulated weights keep the rule's sum, which here is 0.
+    executor = quiet(WEIGHTS, weighting=Nothing(3), modulators=[Push(0.5, 2.0, -3.0)])
+    total = executor(terms(model(), batch(0)))
+    assert 0 <= total.item() < 1e-9
+    assert all(0 <= weight <= 1e-12 for weight in executor.weights.values())
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "dwa"])

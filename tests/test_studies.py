@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -369,3 +370,22 @@ def test_one_run(tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture
     assert finished(spec) is not None
     assert train_phase1.main(argv) == 0
     assert calls == [("full", 7)]
+
+
+class Knot:
+    """An object that refers to itself, as an optimizer under a schedule does."""
+
+    def __init__(self) -> None:
+        self.self = self
+
+
+def test_a_worker_keeps_nothing_of_the_runs_it_has_done(tmp_path: Path) -> None:
+    left: list[weakref.ref[Knot]] = []
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        left.append(weakref.ref(Knot()))
+        return fake_run(config, folder, quiet=quiet)
+
+    spec = Spec("baseline", RunConfig(), tmp_path / "baseline/seed_42")
+    run_all([spec], jobs=1, quiet=True, run=run)
+    assert left[0]() is None

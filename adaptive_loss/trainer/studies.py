@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,8 @@ class _OneRun:
             return failed_row(spec, reason(error))
         finally:
             marker.unlink(missing_ok=True)
+            # Optimizer and schedule refer to each other: a worker would hold some 40 MB of every run it has done.
+            gc.collect()
 
     def _trainer(self) -> Run:
         if self.run is not None:
