@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from adaptive_loss.units import Reduction
 
 __version__ = "0.1.0"
-__all__ = ["Guards", "LossExecutor", "LossMonitor", "MetaController", "Reduction", "__version__", "bucket_means", "probes"]
+__all__ = [
+    "Guards",
+    "LossExecutor",
+    "LossMonitor",
+    "MetaController",
+    "Reduction",
+    "__version__",
+    "bucket_means",
+    "probes",
+]
 
 _HOMES = {
     "Guards": "adaptive_loss.guards",

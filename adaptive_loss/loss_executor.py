@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,11 @@ class LossExecutor(nn.Module):
         window = self._window = self._window or Window.opened(self._weights)
         if self._optimizer is None:
             window.leaves |= {id(leaf) for loss in batch.roots for leaf in leaves(loss)}
-        context = self._context(batch.present & self._active, gradients=self._gradients(batch, tap))
+        context = replace(
+            self._context(batch.present & self._active),
+            gradients=self._gradients(batch, tap),
+            first=window.weights is None,
+        )
         self._check_needs(context)
         weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
         if isinstance(weights, Rejection):
@@ -430,10 +435,9 @@ class LossExecutor(nn.Module):
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
-    def _context(self, present: Tensor, looked: bool = False, gradients: TermGradients | None = None) -> Context:
+    def _context(self, present: Tensor, looked: bool = False) -> Context:
         objective = None if self._objective is None else self._objective.value
-        start = self._start
-        return Context(self.signals.step, present, self.signals, self._weights, start, looked, objective, gradients)
+        return Context(self.signals.step, present, self.signals, self._weights, self._start, looked, objective)
 
     def _revert(self, window: Window) -> None:
         """Go back to where the last accepted step left weights and probe."""

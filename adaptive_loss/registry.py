@@ -27,8 +27,8 @@ class Registry:
 
     Example:
         >>> from adaptive_loss.registry import Registry
-        >>> sorted(Registry("weighting", "adaptive_loss.weighting", not_plugins=("base",)).names())[:2]
-        ['dwa', 'fixed']
+        >>> "dwa" in Registry("weighting", "adaptive_loss.weighting", not_plugins=("base",)).names()
+        True
     """
 
     def __init__(

@@ -24,7 +24,8 @@ class Main(Protocol):
 
 
 EXTRAS = {"joblib": "study", "scipy": "study", "tensorboard": "tensorboard", "matplotlib": "report", "jinja2": "report",
-          "gymnasium": "rl", "stable_baselines3": "rl", "cma": "meta"}  # fmt: skip
+          "gymnasium": "rl", "stable_baselines3": "rl", "cma": "meta",
+          "torchjd": "torchjd"}  # fmt: skip
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Main:

@@ -38,6 +38,7 @@ class Context:
         looked: whether this step brought a new look-ahead.
         objective: gives the probe's value on fresh held-out data; None without a probe.
         gradients: of startᵢ·Lᵢ at the tap, taken when asked for; None without a tap, and outside ``forward``.
+        first: whether this is the first batch of its optimizer step, and not one more under gradient accumulation.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Context:
     looked: bool = False
     objective: Callable[[], float] | None = None
     gradients: TermGradients | None = None
+    first: bool = True
 
 
 class Weighting(nn.Module, ABC):
