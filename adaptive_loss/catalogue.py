@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import tyro
 
 from adaptive_loss.records import write_atomic
 from adaptive_loss.utils.commands import command, parse
-from adaptive_loss.weighting import weightings
+from adaptive_loss.weighting import TORCHJD, weightings
 
 PROG = "adaptive-loss rules"
 COSTS = {True: "one pass through the heads a term, every refresh", False: "a few microseconds"}
@@ -59,18 +61,46 @@ def entry(name: str) -> Rule:
 
 
 def catalogue() -> list[Rule]:
-    """Every rule, by family and name."""
-    return sorted((entry(name) for name in weightings.names()), key=lambda rule: (rule.family, rule.name))
+    """Every rule, by family and name; TorchJD's by what is known of them without it."""
+    ours = [entry(name) for name in weightings.names()]
+    theirs = [_by_torchjd(short, method) for short, method in TORCHJD.items()]
+    return sorted(ours + theirs, key=lambda rule: (rule.family, rule.name))
+
+
+def _by_torchjd(short: str, method: str) -> Rule:
+    needs = ("gradients", "base") if method == "PCD" else ("gradients",)
+    return Rule(short, "gradients, by TorchJD", needs, f"{COSTS[True]}, and a solver", f"{method}, from the Gramian.")
 
 
 def page(name: str) -> str:
     """The rule's page in Markdown: what it is, how it is called, its docstring, and its pure functions'."""
     rule, kind = entry(name), weightings.get(name)
     parts = [f"# {name}", f"*{rule.family}; needs {', '.join(rule.needs) or 'nothing but the losses'}; {rule.cost}*"]
-    parts += [f'`LossExecutor(..., weighting="{name}")`', inspect.getdoc(kind) or ""]
-    for function, source in sorted(_functions(kind).items()):
-        parts += [f"## {function}", source]
+    parts += [f'`LossExecutor(..., weighting="{name}")`', markdown(inspect.getdoc(kind) or "")]
+    for function, text in sorted(_functions(kind).items()):
+        parts += [f"## {function}", text]
     return "\n\n".join(parts) + "\n"
+
+
+def markdown(docstring: str) -> str:
+    """A docstring of our style as Markdown: sections as lists, examples as code, cross-references as names.
+
+    Example:
+        >>> print(markdown("As :class:`~adaptive_loss.errors.RunError` says."))
+        As `RunError` says.
+    """
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", docstring).replace("``", "`")
+    head, *rest = re.split(r"^(Args|Returns|Raises|Example|Attributes):\n", text, flags=re.MULTILINE)
+    sections = [head.strip()]
+    for title, body in zip(rest[::2], rest[1::2], strict=True):
+        lines = textwrap.dedent(body).strip()
+        sections += [f"**{title}**", f"```python\n{lines}\n```" if title == "Example" else _items(lines)]
+    return "\n\n".join(sections)
+
+
+def _items(lines: str) -> str:
+    """The entries of a section as a list; an entry's further lines are indented."""
+    return "\n".join("- " + " ".join(item.split()) for item in re.split(r"\n(?=\S)", lines))
 
 
 def _functions(kind: type) -> Mapping[str, str]:
@@ -78,7 +108,7 @@ def _functions(kind: type) -> Mapping[str, str]:
     module = sys.modules[kind.__module__]
     own = {n: f for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
     return {
-        name: f"`{name}{_signature(function)}`\n\n{inspect.getdoc(function) or ''}"
+        name: f"`{name}{_signature(function)}`\n\n{markdown(inspect.getdoc(function) or '')}"
         for name, function in own.items()
         if not name.startswith("_")
     }
@@ -90,7 +120,9 @@ def _signature(function: Callable[..., object]) -> str:
 
 
 def _row(rule: Rule) -> str:
-    return f"| [{rule.name}]({rule.name}.md) | {rule.family} | {', '.join(rule.needs) or '-'} | {rule.summary} |"
+    name = rule.name if rule.name in TORCHJD else f"[{rule.name}]({rule.name}.md)"
+    summary = rule.summary.replace("|", "\\|")
+    return f"| {name} | {rule.family} | {', '.join(rule.needs) or '-'} | {summary} |"
 
 
 def pages() -> dict[str, str]:

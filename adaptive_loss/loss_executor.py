@@ -186,8 +186,9 @@ class LossExecutor(nn.Module):
         Args:
             losses: name → 0-dim tensor; a term may be missing or None this step. Or all K terms in one tensor, from
                 :func:`~adaptive_loss.buckets.bucket_means`.
-            tap: the output, shared features or parameters at which rule and look-ahead take the terms' gradients;
-                None for those the rule was made with, and for all that the optimizer moves.
+            tap: the output, shared features or parameters at which a rule takes the terms' gradients; None for those it
+                was made with. Parameters serve the look-ahead too, which else takes all that the optimizer moves: the
+                probe's own graph does not pass through this step's features.
 
         Raises:
             ValueError: the rule needs what it was not given.
@@ -313,6 +314,7 @@ class LossExecutor(nn.Module):
             return
         live, probe = batch.live(self._on), self._objective.probe
         tapped, base = _as_list(tap), self.terms.base_index
+        tapped = tapped if tapped and all(tensor.is_leaf for tensor in tapped) else None
         window.probe_state = self._objective.state_dict()
         try:
             if self._optimizer is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,8 @@ class Task(ABC):
     model: nn.Module
     probe: held_out
     """The objective on the probe split."""
+    tap: Tensor | Sequence[Tensor] | None = None
+    """Where a rule takes the terms' gradients: parameters, or tensors of the last ``losses()`` that all terms share."""
 
     def __init__(
         self,

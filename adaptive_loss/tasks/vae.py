@@ -56,20 +56,22 @@ class VariationalAutoencoder(Task):
 
     def losses(self, rows: Tensor) -> LossTerms:
         """Both terms on one batch."""
-        terms = self._terms(self.splits["train"].images[rows.to(self.device)], self.noise)
+        terms, self.tap = self._terms(self.splits["train"].images[rows.to(self.device)], self.noise)
         return {name: loss for name, loss in terms.items() if name in self.wanted}
 
-    def _terms(self, images: Tensor, noise: Generator) -> dict[str, Tensor]:
+    def _terms(self, images: Tensor, noise: Generator) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Both terms, and the posterior's parameters, through which both reach the encoder."""
         pixels = images.flatten(1).float() / 255
         logits, mean, log_variance = self.model(pixels, noise)
-        return {
+        terms = {
             "reconstruction": bernoulli_reconstruction(logits, pixels),
             "kl": gaussian_kl(mean, log_variance),
         }
+        return terms, [mean, log_variance]
 
     def _objective(self, images: Tensor) -> Tensor:
         # Drawn from the probe's own generator, so that its one state covers images and noise.
-        terms = self._terms(images, self.probe.generator)
+        terms, _ = self._terms(images, self.probe.generator)
         return terms["reconstruction"] + terms["kl"]
 
     @torch.no_grad()
@@ -79,7 +81,7 @@ class VariationalAutoencoder(Task):
         totals, count = {"reconstruction": 0.0, "kl": 0.0}, 0
         self.model.eval()
         for images, _ in self.evaluation_batches(split):
-            for name, value in self._terms(images, noise).items():
+            for name, value in self._terms(images, noise)[0].items():
                 totals[name] += float(value) * len(images)
             count += len(images)
         self.model.train()

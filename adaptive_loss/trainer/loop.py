@@ -139,7 +139,7 @@ def train_epoch(training: Training, log: RunLogger, bar: Progress) -> None:
         with training.autocast:
             losses = task.losses(rows)
         training.optimizer.zero_grad()
-        executor(losses).backward()
+        executor(losses, tap=task.tap if "gradients" in executor.weighting.needs else None).backward()
         record = executor.step(training.optimizer)
         task.after_step()
         training.scheduler.step()

@@ -33,8 +33,9 @@ class DWA(Weighting):
 
     Reference: Liu, Johns & Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019.
 
-    Needs ``executor.end_epoch()``; without it the weights stay at 1. Metrics it logs: the weights. Deviations: terms
-    that are off are left out of K; a ratio that cannot be told counts as 1.
+    Choose it when tasks of like size train at different speeds and epochs are many. Needs ``executor.end_epoch()``;
+    without it the weights stay at 1. Metrics it logs: the weights. Deviations: terms that are off are left out of K; a
+    ratio that cannot be told counts as 1.
 
     Args:
         n_terms: K.

@@ -8,7 +8,7 @@ from adaptive_loss.weighting.softadapt import SoftAdapt
 
 @weightings.register("softadapt_loss_weighted")
 class SoftAdaptLossWeighted(SoftAdapt):
-    """:class:`SoftAdapt` with ``loss_weighted=True``: wᵢ ∝ |L̄ᵢ|·exp(β·sᵢ), so that large losses weigh more.
+    """SoftAdapt, loss-weighted: wᵢ ∝ |L̄ᵢ|·exp(β·sᵢ), so that large losses weigh more.
 
     Reference: Heydari, Thompson & Mehmood, arXiv:1912.12355, 2019, sec. 3.1.1.
 

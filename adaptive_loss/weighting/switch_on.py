@@ -88,6 +88,7 @@ class SwitchOn(Weighting):
     """
 
     family = "switch"
+    needs = ("a term",)
     jumps = True  # from nothing to something is no rate
     state: Tensor
 

@@ -20,9 +20,10 @@ class Uncertainty(Weighting):
 
     Reference: Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018.
 
-    Give ``executor.parameters()`` to the optimizer, else the sᵢ stay where they start. Metrics it logs: the weights
-    ½·exp(−sᵢ). Deviations: the paper does not say where sᵢ starts; here 0, so every weight starts at ½. A term that is
-    absent adds no penalty that step, else its variance would shrink without evidence.
+    Choose it when the terms are likelihoods in units that cannot be compared, such as depth and labels; all of them
+    count as tasks of one rank. Give ``executor.parameters()`` to the optimizer, else the sᵢ stay where they start.
+    Metrics it logs: the weights ½·exp(−sᵢ). Deviations: the paper does not say where sᵢ starts; here 0, so every weight
+    starts at ½. A term that is absent adds no penalty that step, else its variance would shrink without evidence.
 
     Example:
         >>> from adaptive_loss import LossExecutor

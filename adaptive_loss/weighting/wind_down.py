@@ -60,6 +60,7 @@ class WindDown(Weighting):
     """
 
     family = "switch"
+    needs = ("a term",)
     factor: Tensor
     cosine: Tensor
     counts: Tensor
