@@ -1,12 +1,13 @@
 """What the executor costs beside a bare PyTorch loop with the same terms.
 
-    python -m benchmarks.overhead [--steps 120] [--threads 1] [--json]
+    python benchmarks/overhead.py [--steps 120] [--rule-steps 30] [--threads 1] [--json]
 
 Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. All arms run
 interleaved in one process, a step each in turn, with models of their own; a ratio is of medians, so a disturbed step
 does not count. The full system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over
 a run is made up from the measured kinds and the number of each that such a run has. Last, whole epochs of the
-`baseline` mode as the studies train it, progress and logs included, take turns with whole epochs of the bare loop.
+`baseline` mode as the studies train it, progress and logs included, take turns with whole epochs of the bare loop; then
+comes every weighting rule beside the plain weighted sum, as :mod:`benchmarks.rules` says.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,7 +35,11 @@ from adaptive_loss.utils.config import RunConfig
 from adaptive_loss.utils.logging import RunLogger, progress
 from adaptive_loss.utils.performance import peak_memory_mb
 
-PROG = "python -m benchmarks.overhead"
+if not __package__:  # called by its path, so the folder above is not where modules are looked for
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import rules
+
+PROG = "python benchmarks/overhead.py"
 BATCH = 128
 RUN_LENGTH = 1000
 
@@ -44,6 +50,8 @@ class Flags:
 
     steps: int = 120
     """Steps timed in each arm, after 10 to warm up."""
+    rule_steps: int = 30
+    """Steps timed for every weighting rule, after 3 to warm up; 0 leaves the rules out."""
     epochs: int = 3
     """Epochs of the baseline mode and of the bare loop; the fastest of each count."""
     threads: int = 1
@@ -198,6 +206,9 @@ def measure(flags: Flags) -> dict[str, float]:
     found |= {f"full_{n}_overhead": run_overhead(full, base, n) for n in (1_000, 10_000)}
     found["baseline_epoch_overhead"] = epoch_overhead(flags.epochs)
     found["peak_memory_mb"] = peak_memory_mb()
+    if flags.rule_steps:
+        found |= {f"{name} (rule)": ratio for name, ratio in rules.measure(flags.rule_steps, BATCH).items()}
+        found["1000_buckets_ms"] = rules.bucket_ms(flags.rule_steps, BATCH)
     return found
 
 
@@ -217,6 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"a look-ahead step takes {found['look_ahead_steps']:.2f} bare steps, a decision {found['decision_steps']:.2f}"
     )
     print(f"peak memory of this process, five models: {found['peak_memory_mb']:.0f} MB")
+    if flags.rule_steps:
+        print("\nsteps of the plain weighted sum that a step takes, four terms, gradients at the features:")
+        for name, ratio in found.items():
+            if name.endswith(" (rule)"):
+                print(f"  {name.removesuffix(' (rule)'):<36}{ratio:6.3f}")
+        print(f"1,000 bucket terms add {found['1000_buckets_ms']:.2f} ms to a step")
     return 0
 
 
