@@ -483,7 +483,7 @@ class LossExecutor(nn.Module):
             "skipped_steps": self.skipped_steps,
             "epochs": self._epochs,
             "can_look": self._can_look,
-            "clamped": sorted(list(pair) for pair in self._weigher.clamped),
+            "held": sorted([guard, term, steps] for (guard, term), steps in self._weigher.held.items()),
             "modulators": [modulator.state_dict() for modulator in self.modulators],
             "probe": None if self._objective is None else self._objective.state_dict(),
         }
@@ -501,7 +501,7 @@ class LossExecutor(nn.Module):
         self._gate.load_state_dict(state["gate"])
         self.rejected_in_row, self.skipped_steps = state["rejected_in_row"], state["skipped_steps"]
         self._epochs, self._can_look = state["epochs"], state["can_look"]
-        self._weigher.clamped = {(name, term) for name, term in state["clamped"]}
+        self._weigher.held = {(guard, term): steps for guard, term, steps in state["held"]}
         for modulator, saved in zip(self.modulators, state["modulators"], strict=True):
             modulator.load_state_dict(saved)
         if self._objective is not None:

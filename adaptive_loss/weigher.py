@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from adaptive_loss.modulator import Modulator
 from adaptive_loss.step_record import Rejection, Window
 from adaptive_loss.weighting.base import Context, Weighting
 from adaptive_loss.weighting.fixed import Fixed
+
+ALARM_AFTER = 1000
+"""Accepted steps in a row on which a guard holds a term's weight before an alarm says so."""
 
 
 class Weigher:
@@ -33,7 +37,7 @@ class Weigher:
         self.terms, self.rule, self.modulators, self.guards = terms, rule, modulators, guards
         self.plain = isinstance(rule, Fixed) and not modulators
         self.free = terms.movable | torch.tensor([name in terms.targets for name in terms.names])
-        self.clamped: set[tuple[str, str]] = set()
+        self.held: dict[tuple[str, str], int] = {}
 
     def weigh(self, batch: StepLosses, context: Context, window: Window) -> Tensor | Rejection:
         """[K] guarded weights, differentiable where the rule learns them; or why they cannot be used.
@@ -75,21 +79,33 @@ class Weigher:
         window.weights = weights
 
     def clamps(self, window: Window, step: int) -> list[Event]:
-        """What the guards began to hold on an accepted step; one that goes on binding is not told again."""
-        return [event for stage in window.stages for event in self._begun(*stage, step)]
+        """What the guards began to hold on an accepted step, and what they have held for long; nothing in between."""
+        return [event for stage in window.stages for event in self._told(*stage, window, step)]
 
-    def _begun(self, guard: str, before: Tensor, after: Tensor, step: int) -> list[Event]:
-        if not self.clamped and torch.equal(before, after):
+    def _told(self, guard: str, before: Tensor, after: Tensor, window: Window, step: int) -> list[Event]:
+        if not self.held and torch.equal(before, after):
             return []
         events, changed = [], ((before - after).abs() > 1e-9 * before.abs()).tolist()
         for i, term in enumerate(self.terms.names):
             if not changed[i]:
-                self.clamped.discard((guard, term))
-            elif (guard, term) not in self.clamped:
-                self.clamped.add((guard, term))
-                details = {"term": term, "before": float(before[i]), "after": float(after[i])}
-                events.append(Event(step, "clamp", f"{guard} holds {term!r}", details))
+                self.held.pop((guard, term), None)
+                continue
+            steps = self.held[guard, term] = self.held.get((guard, term), 0) + 1
+            if steps in (1, ALARM_AFTER):
+                asked, given, loss = float(before[i]), float(after[i]), float(window.means()[i])
+                details = {"term": term, "before": asked, "after": given, "loss": loss, "steps": steps}
+                events.append(Event(step, *_clamped(guard, details), details))
         return events
+
+
+def _clamped(guard: str, details: Mapping[str, Any]) -> tuple[str, str]:
+    """Kind and reason of the event about a weight that a guard holds."""
+    term = details["term"]
+    if details["steps"] == 1:
+        return "clamp", f"{guard} holds {term!r}"
+    asked, given = f"{details['before']:.6g}", f"{details['after']:.6g}"
+    wait = f"{guard} has held {term!r} at {given} for {details['steps']} steps, {asked} is asked for"
+    return "alarm", f"{wait}, at a loss of {details['loss']:.6g}: widen the guard or look at that term"
 
 
 def _checked_shape(weights: Tensor, start: Tensor) -> Tensor:

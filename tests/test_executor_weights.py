@@ -9,7 +9,7 @@ import torch
 from test_executor import WEIGHTS, Push, batch, everything, model, quiet, ready, same, terms
 from torch import nn
 
-from adaptive_loss import Guards, LossExecutor, LossMonitor, MetaController
+from adaptive_loss import Guards, LossExecutor, LossMonitor, MetaController, weigher
 from adaptive_loss.meta_controller import RULE, ZERO
 from adaptive_loss.probes import held_out
 from adaptive_loss.weighting.base import Weighting
@@ -34,6 +34,37 @@ def test_a_rule_that_gives_nothing_under_a_modulator_gives_no_nan():
     total = executor(terms(model(), batch(0)))
     assert 0 <= total.item() < 1e-9
     assert all(0 <= weight <= 1e-12 for weight in executor.weights.values())
+
+
+class Greedy(Weighting):
+    """A rule that asks for ever more of its first term, and now and then for nothing special."""
+
+    jumps = True
+    calm = False
+
+    def forward(self, losses, context):
+        return torch.tensor([1.0 if self.calm else 1e6, 1.0, 1.0], dtype=torch.float64)
+
+
+def test_a_weight_that_a_guard_holds_for_long_raises_one_alarm(monkeypatch):
+    monkeypatch.setattr(weigher, "ALARM_AFTER", 5)
+    executor = quiet(WEIGHTS, weighting=Greedy(3), guards=Guards(bounds=(0.1, 10.0), share_cap=None))
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+
+    def step():
+        executor(terms(net, batch(0))).backward()
+        return [(event.kind, event.step) for event in executor.step(optimizer).events]
+
+    told = [step() for _ in range(7)]
+    assert [events for events in told if events] == [[("clamp", 0)], [("alarm", 4)]]
+    executor.weighting.calm = True
+    assert step() == []
+    executor.weighting.calm = False
+    assert [kind for _ in range(6) for kind, _ in step()] == ["clamp", "alarm"]
+    alarm = next(event for event in executor.drain_events() if event.kind == "alarm")
+    first = next(iter(WEIGHTS))
+    assert alarm.reason.startswith(f"bounds has held {first!r} at 10 for 5 steps, 1e+06 is asked for, at a loss of ")
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "dwa"])
