@@ -111,9 +111,9 @@ def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, c
 
 
 def bound_weights(weights: Tensor, start: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Clamp every weight that is on to ``bounds``, widened to its start weight; one that is off stays 0. All [K]."""
+    """Clamp every weight to ``bounds``, widened to its start weight; 0 (a term is off, or waits) stays 0. All [K]."""
     low, high = start.clamp(max=bounds[0]), start.clamp(min=bounds[1])
-    return torch.where(start > 0, weights.clamp(low, high), 0.0)
+    return torch.where((start > 0) & (weights > 0), weights.clamp(low, high), 0.0)
 
 
 def guard_weights(

@@ -46,7 +46,8 @@ class LossExecutor(nn.Module):
 
     Args:
         weights: name → start weight, ≥ 0, in term order; 0 stays off.
-        base: the term whose weight stays put. Without it the weights keep their sum while they move.
+        base: the term that controller and monitor leave alone, and whose share has no cap; a rule may weigh it like any
+            other. Without it the weights keep their sum while modulators move them.
         targets: name → target value of the terms that are constraints; a set-point law holds them there.
         weighting: a rule's name, ``"package.module:Class"``, or a :class:`Weighting` over the same K terms.
         modulators: what moves the weights above the rule (controller, monitor).
@@ -120,6 +121,10 @@ class LossExecutor(nn.Module):
         self._fresh: list[Event] = []
         self._told: set[str] = set()
         watch_steps(self, LossExecutor._settle)
+        if not apply and any(True for _ in self.weighting.parameters()):
+            self._tell(
+                "shadow", f"in shadow mode {self.weighting.name!r} learns nothing: its weights stay at the start"
+            )
         if modulators and probe is None:
             self._tell("no_probe", "no probe was given: monitor and controller run on training signals alone")
 
@@ -275,6 +280,10 @@ class LossExecutor(nn.Module):
 
     def _gradients(self, batch: StepLosses, tap: Tensor | Sequence[Tensor] | None) -> TermGradients | None:
         at = _as_list(tap) or self.weighting.at
+        for place, tensor in enumerate(at or ()):
+            if not tensor.requires_grad:
+                shape = f"tap[{place}], of shape {list(tensor.shape)},"
+                raise ValueError(f"{shape} needs no gradient: give features or parameters that are trained")
         return None if at is None else TermGradients(batch.live(self._on), self._start, at)
 
     def _check_needs(self, context: Context) -> None:
@@ -314,7 +323,7 @@ class LossExecutor(nn.Module):
             return
         live, probe = batch.live(self._on), self._objective.probe
         tapped, base = _as_list(tap), self.terms.base_index
-        tapped = tapped if tapped and all(tensor.is_leaf for tensor in tapped) else None
+        tapped = tapped if tapped and all(isinstance(tensor, nn.Parameter) for tensor in tapped) else None
         window.probe_state = self._objective.state_dict()
         try:
             if self._optimizer is None:
@@ -342,7 +351,7 @@ class LossExecutor(nn.Module):
 
     def _accept(self, window: Window, norm: float, clipped: bool, rate: float) -> StepRecord:
         values, applied = torch.where(self._active, window.means(), torch.nan), self.weights
-        self._emit(self._weigher.clamps(window, self.signals.step))
+        self._emit(self._weigher.clamps(window, self.signals.step + 1))
         self._gate.admit(values)
         self.signals.update(values, gradient_norm=norm, clipped=clipped, learning_rate=rate)
         if window.look is not None:

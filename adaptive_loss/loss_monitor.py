@@ -193,7 +193,7 @@ class LossMonitor(Modulator):
         doubted = context.signals.t_statistic < -config.doubt
         mask[RESET] = bool(self.residual.any()) and not bool((doubted & (self.residual < 0)).any())
         for place, i in enumerate(self.moving):
-            ready = bool(context.present[i]) and self.resting[i] == 0
+            ready = bool(context.on[i]) and self.resting[i] == 0
             room = config.bound + 1e-9 - config.step
             mask[2 + 2 * place] = ready and float(self.residual[i]) <= room and not bool(doubted[i])
             mask[3 + 2 * place] = ready and float(self.residual[i]) >= -room

@@ -167,7 +167,7 @@ class MetaController(Modulator):
         if looked and context.signals.look_aheads == 1:
             moved = moved - self._calibration(context)
         moved = moved + self._step_size(context) * self._urge(context, looked).clamp(-1, 1)
-        moved = torch.where(self.terms.movable & context.present, moved, before).clamp(-REACH, REACH)
+        moved = torch.where(self.terms.movable & context.on, moved, before).clamp(-REACH, REACH)
         self.log_gain, self.last_action = moved, context.step
         change = (moved - before).tolist()
         if not any(change):
@@ -200,7 +200,7 @@ class MetaController(Modulator):
     def _calibration(self, context: Context) -> Tensor:
         share = context.signals.share.clamp_min(1e-12).log()
         base = self.terms.base_index
-        reference = share[context.present].mean() if base is None else share[base]
+        reference = share[context.on].mean() if base is None else share[base]
         return self.law.calibration * (share - reference)
 
     def state_dict(self) -> dict[str, Any]:

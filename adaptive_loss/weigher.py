@@ -48,7 +48,7 @@ class Weigher:
         if self.plain:
             return start
         scaled = torch.where(context.present, batch.values * start, torch.nan)
-        ruled = _checked_shape(self.rule(scaled, context), start) * start
+        ruled = _checked_shape(self.rule.let_through(self.rule(scaled, context), context), start) * start
         raw = ruled * self._gain()
         bad = first_bad_weight(raw.detach(), self.terms.active)
         if bad is not None:
@@ -59,10 +59,8 @@ class Weigher:
             self._guard(raw.detach(), batch.values, context, window)
         applied = window.weights
         assert applied is not None
-        if not raw.requires_grad:
-            return applied
-        usable = raw.detach() > 0
-        return torch.where(usable, raw * torch.where(usable, applied / raw.detach(), 1.0), applied)
+        # A rule that learns does so as if it were alone: else it would learn away what modulators and guards do.
+        return applied + (ruled - ruled.detach()) if ruled.requires_grad else applied
 
     def _gain(self) -> Tensor:
         gains = torch.zeros_like(self.terms.start_weights)
@@ -76,7 +74,8 @@ class Weigher:
         for name, after in guard_weights(self.guards, weights, last, terms.start_weights, values, terms.movable):
             window.stages.append((name, weights, after))
             weights = after
-        window.weights = weights
+        # A rule knows nothing of an absent term: what it had last stands.
+        window.weights = torch.where(context.present | ~terms.active, weights, window.before)
 
     def clamps(self, window: Window, step: int) -> list[Event]:
         """What the guards began to hold on an accepted step, and what they have held for long; nothing in between."""

@@ -13,9 +13,11 @@ from adaptive_loss import LossExecutor
 from adaptive_loss.weighting.base import Context, Weighting
 from adaptive_loss.weighting.compose import Product
 from adaptive_loss.weighting.dwa import DWA
+from adaptive_loss.weighting.encodec import EnCodec
 from adaptive_loss.weighting.fixed import Fixed
 from adaptive_loss.weighting.shares import Shares, share_weights
 from adaptive_loss.weighting.uncertainty import Uncertainty
+from adaptive_loss.weighting.vqgan import VQGAN
 
 
 class InverseLoss(Weighting):
@@ -107,6 +109,23 @@ def test_a_rule_that_learns_and_rules_of_other_sizes_are_refused() -> None:
         Fixed(2) * DWA(3)
     with pytest.raises(TypeError):
         Fixed(2) * 2.0  # type: ignore[operator]
+
+
+def test_one_rule_serves_one_executor_and_parts_have_one_tap() -> None:
+    rule = DWA(2)
+    LossExecutor({"a": 1.0, "b": 1.0}, weighting=rule)
+    with pytest.raises(ValueError, match="this weighting 'dwa' belongs to another executor"):
+        LossExecutor({"a": 1.0, "b": 1.0}, weighting=rule)
+    here, there = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    assert (EnCodec(2, at=here) * VQGAN(2, at=here)).at == [here]
+    with pytest.raises(ValueError, match="take gradients at different tensors"):
+        EnCodec(2, at=here) * VQGAN(2, at=there)
+
+
+def test_a_tap_that_needs_no_gradient_is_named() -> None:
+    executor = LossExecutor({"a": 1.0}, weighting="encodec")
+    with pytest.raises(ValueError, match=r"tap\[0\], of shape \[2\], needs no gradient"):
+        executor({"a": live(1.0)}, tap=torch.ones(2))
 
 
 @pytest.mark.parametrize("shares", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]])

@@ -57,7 +57,7 @@ def test_a_weight_that_a_guard_holds_for_long_raises_one_alarm(monkeypatch):
         return [(event.kind, event.step) for event in executor.step(optimizer).events]
 
     told = [step() for _ in range(7)]
-    assert [events for events in told if events] == [[("clamp", 0)], [("alarm", 4)]]
+    assert [events for events in told if events] == [[("clamp", 1)], [("alarm", 5)]]
     executor.weighting.calm = True
     assert step() == []
     executor.weighting.calm = False

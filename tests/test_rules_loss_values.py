@@ -627,9 +627,18 @@ def test_stch_refuses(arguments):
 
 
 def test_inverse_ema_by_hand():
-    # β = ½ from 1: means (1 + 3)/2 = 2 and then (2 + 6)/2 = 4; the size of a negative loss counts.
-    rule = InverseEMA(3, decay=0.5)
-    assert feed(rule, (3.0, -3.0, NAN), (6.0, 6.0, 5.0), (0.0, 0.0, 0.0)).tolist() == [0.25, 0.25, 1 / 3]
+    # β = ½, corrected for its start: (¼·3 + ½·6)/(¼ + ½) = 5; the size of a negative loss counts.
+    rule = InverseEMA(4, decay=0.5)
+    steps = (3.0, -3.0, NAN, NAN), (6.0, 6.0, 4.0, NAN), (0.0, 0.0, 0.0, 0.0)
+    assert feed(rule, *steps).tolist() == [0.2, 0.2, 0.25, 1.0]
+
+
+def test_inverse_ema_weighs_a_rare_bucket_like_a_frequent_one():
+    rule = InverseEMA(2)
+    for step in range(400):
+        losses = doubles(1e-3, 1e-3 if step % 40 == 0 else NAN)
+        rule.after_step(losses, context(losses))
+    assert feed(rule, (1e-3, 1e-3)).tolist() == pytest.approx([1000.0, 1000.0])
 
 
 def test_inverse_ema_is_clipped():

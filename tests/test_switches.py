@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptive_loss import LossExecutor
+from adaptive_loss import LossExecutor, MetaController
 from adaptive_loss.weighting.switch_on import SwitchOn, capped_by_share, ramp
+from adaptive_loss.weighting.vqgan import VQGAN
 from adaptive_loss.weighting.wind_down import WindDown
 
 NAMES = {"rec": 1.0, "adv": 1.0}
@@ -43,10 +44,10 @@ def test_ramp_by_hand() -> None:
 
 
 def test_the_cap_makes_the_share() -> None:
-    norms = torch.tensor([3.0, 7.0, 1.0])
-    weight = capped_by_share(norms, 1, 0.2)
-    assert weight * 7 / (weight * 7 + 4) == pytest.approx(0.2)
-    assert capped_by_share(torch.tensor([1.0, 0.0]), 1, 0.5) == math.inf
+    weights, norms = torch.tensor([1.0, 5.0, 2.0]), torch.tensor([3.0, 7.0, 1.0])
+    weight = capped_by_share(weights, norms, 1, 0.2)
+    assert weight * 7 / (weight * 7 + 3 + 2) == pytest.approx(0.2)
+    assert capped_by_share(torch.ones(2), torch.tensor([1.0, 0.0]), 1, 0.5) == math.inf
 
 
 def test_armed_at_a_step_and_ramped() -> None:
@@ -73,6 +74,48 @@ def test_its_share_of_the_gradient_is_capped() -> None:
     weight = run.step(rec=2.0, adv=30.0, tap=True)
     assert weight * 30 / (weight * 30 + 2) == pytest.approx(0.25)
     assert run.step(rec=2.0, adv=0.1, tap=True) == 1.0
+
+
+@pytest.mark.parametrize("length", [0.01, 1.0, 100.0])
+def test_its_share_is_capped_after_the_other_rules_of_a_product(length: float) -> None:
+    # The adaptive weight makes the two gradients alike but for its factor .8: 44% of the whole, whatever the lengths.
+    run = Run(SwitchOn(2, "adv", at=0, share=0.3) * VQGAN(2))
+    run.step(adv=length, tap=True)
+    weight = run.step(adv=length, tap=True)
+    assert weight * length / (weight * length + 1) == pytest.approx(0.3, rel=1e-3)
+
+
+def test_a_term_that_waits_is_no_clamp_and_no_alarm_and_winds_nothing_up() -> None:
+    controller = MetaController()
+    run = Run(SwitchOn(2, "adv", at=30), modulators=[controller], probe=lambda: probe(run), total_steps=60)
+    told = []
+    for _ in range(30):
+        assert run.step(angle=1.0) == 0.0
+        told += [event.kind for event in run.executor.drain_events()]
+    assert set(told) <= {"controller", "switch"}
+    assert controller.gains().tolist() == [0.0, 0.0]
+    assert run.step(angle=1.0) == 1.0
+
+
+def probe(run: Run) -> Tensor:
+    return (run.w - 3.0).square().sum()
+
+
+def test_a_bound_needs_a_base_and_an_epoch_is_waited_for() -> None:
+    executor = LossExecutor(NAMES, weighting=SwitchOn(2, "adv", at=1, bound=1.5))
+    with pytest.raises(ValueError, match="needs base"):
+        executor({"rec": torch.ones((), requires_grad=True)})
+    assert SwitchOn(2, "adv", epoch=5).needs == ("a term", "epochs")
+    assert WindDown(2, "adv", stall=5).needs == ("a term", "epochs")
+
+
+def test_steps_without_evidence_do_not_count_as_opposition() -> None:
+    run = Run(WindDown(2, "adv", opposed=3))
+    for _ in range(2):
+        run.step(angle=3.0, tap=True)
+    for _ in range(10):
+        assert run.step(rec=0.0, angle=3.0, tap=True) == 1.0
+    assert run.events == []
 
 
 def test_taken_back_when_the_base_worsens_and_back_later_each_time() -> None:

@@ -18,11 +18,15 @@ NEEDS = {
     "gradients": "call executor(losses, tap=features), or make the rule with at=parameters",
     "base": "say which term is the base: LossExecutor(..., base=name)",
     "targets": "say what to hold: LossExecutor(..., targets={name: value})",
-    "epochs": "call executor.end_epoch() after every epoch; until then its weights stay at the start",
+    "epochs": "call executor.end_epoch() after every epoch; without it nothing it waits for comes",
 }
 """What a rule may need of its user, and how to give it. Without gradients, base or targets it cannot go on."""
 PATIENCE = 1000
 """Steps without an ``end_epoch()`` after which a rule that needs them is said to wait in vain."""
+
+
+LEAST = 1e-6
+"""Part of its start weight at or below which a term counts as waiting: no evidence about it can be had."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Context:
         step: accepted optimizer steps so far.
         present: [K] bool, the terms that are there this step and on at all.
         signals: the shared running statistics.
-        weights: [K] the weights applied this step, in the user's units.
+        weights: [K] the weights applied last, in the user's units: in ``forward`` those of the step before.
         start: [K] the start weights.
         looked: whether this step brought a new look-ahead.
         objective: gives the probe's value on fresh held-out data; None without a probe.
@@ -50,6 +54,11 @@ class Context:
     objective: Callable[[], float] | None = None
     gradients: TermGradients | None = None
     first: bool = True
+
+    @property
+    def on(self) -> Tensor:
+        """[K] bool, the terms that are there and have a weight to speak of: not off, not waiting at 0."""
+        return self.present & (self.weights > LEAST * self.start)
 
 
 class Weighting(nn.Module, ABC):
@@ -83,7 +92,13 @@ class Weighting(nn.Module, ABC):
         return type(self).__module__.rpartition(".")[2]
 
     def bind(self, terms: Terms, seed: int) -> None:
-        """Meet the terms; called once by the executor. A rule that draws seeds its own generator here."""
+        """Meet the terms; called once by the executor. A rule that draws seeds its own generator here.
+
+        Raises:
+            ValueError: it belongs to an executor already; two would overwrite each other's state.
+        """
+        if hasattr(self, "terms"):
+            raise ValueError(f"this weighting {self.name!r} belongs to another executor: make one for each")
         self.terms = terms
 
     def unmet(self, context: Context) -> str | None:
@@ -110,6 +125,10 @@ class Weighting(nn.Module, ABC):
             losses: [K] float64 values of startᵢ·Lᵢ, NaN where a term is absent or off.
             context: what else there is to see.
         """
+
+    def let_through(self, weights: Tensor, context: Context) -> Tensor:
+        """What the rule lets through of the [K] weights that it, alone or in a product with others, has given."""
+        return weights
 
     def penalty(self, context: Context) -> Tensor | None:
         """What the rule adds to the total (½Σs for uncertainty weighting), or None."""

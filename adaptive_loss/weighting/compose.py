@@ -25,7 +25,7 @@ class Product(Weighting):
         parts: rules over the same K terms.
 
     Raises:
-        ValueError: rules over different numbers of terms, or one that learns.
+        ValueError: rules over different numbers of terms, one that learns, or two with taps of their own.
 
     Example:
         >>> from adaptive_loss.weighting.dwa import DWA
@@ -50,7 +50,10 @@ class Product(Weighting):
         self.needs = tuple(dict.fromkeys(need for part in whole for need in part.needs))
         self.jumps = any(part.jumps for part in whole)
         self.holds_targets = any(part.holds_targets for part in whole)
-        self.at = next((part.at for part in whole if part.at is not None), None)
+        taps = [part.at for part in whole if part.at is not None]
+        if any(len(at) != len(taps[0]) or any(a is not b for a, b in zip(at, taps[0], strict=True)) for at in taps):
+            raise ValueError("the parts take gradients at different tensors: give one tap, executor(losses, tap=...)")
+        self.at = taps[0] if taps else None
 
     @property
     def name(self) -> str:
@@ -73,6 +76,12 @@ class Product(Weighting):
     def forward(self, losses: Tensor, context: Context) -> Tensor:
         """[K] the product."""
         return torch.stack([part(losses, context).double() for part in self._rules()]).prod(0)
+
+    def let_through(self, weights: Tensor, context: Context) -> Tensor:
+        """What every part lets through of the product."""
+        for part in self._rules():
+            weights = part.let_through(weights, context)
+        return weights
 
     def after_step(self, losses: Tensor, context: Context) -> list[Event]:
         """Tell every part; all they have to report."""

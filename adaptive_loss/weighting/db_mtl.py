@@ -63,6 +63,7 @@ class DBMTL(GradientRule):
         tensor([2., 2.])
     """
 
+    jumps = True  # a term that comes late must not creep there from 1 at the rate limit
     sums: Tensor
     counts: Tensor
 

@@ -69,6 +69,7 @@ class EnCodec(GradientRule):
         tensor([0.7500, 0.2500])
     """
 
+    jumps = True  # a term that comes late must not creep there from 1 at the rate limit
     sums: Tensor
     counts: Tensor
 

@@ -37,7 +37,7 @@ class FreeBits(Weighting):
     Choose it when all you have is the whole KL and a model that collapses it to 0; where you have the KL a dimension,
     call :func:`free_bits` on it and weigh the result by another rule. Metrics it logs: the weights. Deviations: the
     paper's floor holds in every group of dimensions, here for the whole term, so single dimensions may still collapse;
-    the total lacks the constant λᵢ while the term is off; the executor's bounds leave it a weight of 1e-12.
+    the total lacks the constant λᵢ while the term is off.
 
     Args:
         n_terms: K.

@@ -76,8 +76,7 @@ class Schedule(Weighting):
     "Cyclical Annealing Schedule", NAACL 2019 (cyclical); Esser et al., "Taming Transformers", CVPR 2021 (step).
 
     Choose it when a term must come in late: a KL that would collapse, a discriminator that has nothing to judge yet.
-    Metrics it logs: the weights. Deviations: the sigmoid is stretched to reach both its ends; the executor's bounds
-    lift a weight of 0 to 1e-12.
+    Metrics it logs: the weights. Deviations: the sigmoid is stretched to reach both its ends; none else.
 
     Args:
         n_terms: K.
@@ -171,6 +170,9 @@ def _check(kind: str, begin: float, end: float, values: tuple[float, float], cyc
     alike = isinstance(begin, float) == isinstance(end, float)
     if not (begin >= 0 and 0 <= end < math.inf) or (alike and end < begin):
         raise ValueError(f"Schedule runs from {begin} to {end}: give 0 ≤ begin ≤ end, steps or shares of the run")
+    for place in (begin, end):
+        if isinstance(place, float) and place > 1:
+            raise ValueError(f"Schedule got {place}, a share of the run: write {place:.0f} as a whole number for steps")
     if not all(0 <= value < math.inf for value in values):
         raise ValueError(f"Schedule's values are {values}: a weight is a finite number of at least 0")
     if cycles < 1 or not 0 < ramp <= 1:

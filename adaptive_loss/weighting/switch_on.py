@@ -21,32 +21,34 @@ def ramp(step: int, since: int, length: int) -> float:
     return min(1.0, (step - since + 1) / max(length, 1))
 
 
-def capped_by_share(norms: Tensor, term: int, share: float) -> float:
-    """The greatest weight w at which term i holds no more than ``share`` of the gradients' lengths.
+def capped_by_share(weights: Tensor, norms: Tensor, term: int, share: float) -> float:
+    """The greatest wᵢ at which term i holds no more than ``share`` of the weighted gradients' lengths.
 
-    w‖gᵢ‖ ≤ share·(w‖gᵢ‖ + Σ_{j≠i}‖gⱼ‖), so w = share/(1 − share) · Σ_{j≠i}‖gⱼ‖/‖gᵢ‖; ∞ where gᵢ is 0.
+    wᵢ‖gᵢ‖ ≤ share·Σⱼ wⱼ‖gⱼ‖, so wᵢ = share/(1 − share) · Σ_{j≠i} wⱼ‖gⱼ‖ / ‖gᵢ‖; ∞ where gᵢ is 0.
 
     Args:
-        norms: [K] ‖gᵢ‖ at weight 1.
+        weights: [K] w.
+        norms: [K] ‖gⱼ‖ at weight 1.
         term: i.
         share: in (0, 1).
 
     Example:
-        >>> capped_by_share(torch.tensor([1.0, 10.0]), 1, 0.5)
-        0.1
+        >>> capped_by_share(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 10.0]), 1, 0.5)
+        0.2
     """
-    own = float(norms[term])
-    rest = float(norms.sum()) - own
-    return round(share / (1 - share) * rest / own, 15) if own > 0 else math.inf
+    lengths = weights * norms
+    own, rest = float(norms[term]), float(lengths.sum() - lengths[term])
+    return share / (1 - share) * rest / own if own > 0 else math.inf
 
 
 @weightings.register("switch_on")
 class SwitchOn(Weighting):
     """Keeps one term off until it is armed, ramps it in, caps its share, and takes it back if the base worsens.
 
-    wᵢ = 0 before, then min(1, (t − t₀ + 1)/ramp, cap), with t₀ the step of the switch and the cap at which term i holds
-    ``share`` of the gradients' lengths at the tap. If the base's running loss rises above ``bound`` times what it was
-    at t₀, the term goes off again and may come back after ``rest`` steps, twice as long each time.
+    wᵢ = 0 before, then min(1, (t − t₀ + 1)/ramp), with t₀ the step of the switch; and never above the weight at which
+    term i holds ``share`` of the weighted gradients' lengths at the tap, other rules of a product included. If the
+    base's running loss rises above ``bound`` times what it was at t₀, the term goes off again and may come back after
+    ``rest`` steps, twice as long each time.
 
     Reference: the switch-on of the discriminator in Esser, Rombach & Ommer, "Taming Transformers", CVPR 2021, which has
     neither ramp nor way back, and gates the discriminator's own loss by the same 0, so that it is untrained when its
@@ -115,7 +117,8 @@ class SwitchOn(Weighting):
             raise ValueError(f"SwitchOn's ramp {ramp} and lead {lead} must be at least 0, its rest {rest} at least 1")
         self.term, self.at_step, self.epoch, self.when = term, at, epoch, when
         self.length, self.share, self.bound, self.rest, self.lead = ramp, share, bound, rest, lead
-        self.needs = ("a term", "gradients") if share is not None else ("a term",)
+        wanted = {"gradients": share is not None, "base": bound is not None, "epochs": epoch is not None}
+        self.needs = ("a term", *(need for need, is_wanted in wanted.items() if is_wanted))
         # since, reference, not before, times taken back, epochs, last step
         self.register_buffer("state", torch.tensor([OFF, math.nan, 0, 0, 0, 0], dtype=torch.float64))
 
@@ -145,18 +148,22 @@ class SwitchOn(Weighting):
     def forward(self, losses: Tensor, context: Context) -> Tensor:
         """[K] ones, but for the term."""
         weights = ones(self.n_terms)
-        assert self.term is not None
-        i = self.terms.names.index(self.term)
-        weights[i] = self._weight(context, i)
+        weights[self._index] = ramp(context.step, int(self.state[0]), self.length) if self.on else 0.0
         return weights
 
-    def _weight(self, context: Context, i: int) -> float:
-        if not self.on:
-            return 0.0
-        weight = ramp(context.step, int(self.state[0]), self.length)
-        if self.share is None or context.gradients is None or not context.present[i]:
-            return weight
-        return min(weight, capped_by_share(context.gradients.norms, i, self.share))
+    def let_through(self, weights: Tensor, context: Context) -> Tensor:
+        """[K] the weights, the term's capped by its share of the gradients' lengths."""
+        i = self._index
+        if self.share is None or context.gradients is None or not context.present[i] or not weights[i]:
+            return weights
+        weights = weights.clone()
+        weights[i] = min(float(weights[i]), capped_by_share(weights, context.gradients.norms, i, self.share))
+        return weights
+
+    @property
+    def _index(self) -> int:
+        assert self.term is not None
+        return self.terms.names.index(self.term)
 
     def after_step(self, losses: Tensor, context: Context) -> Sequence[Event]:
         """Switch on, or take back."""

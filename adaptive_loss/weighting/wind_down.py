@@ -84,7 +84,8 @@ class WindDown(Weighting):
         if metric not in ("select_loss", "select_accuracy"):
             raise ValueError(f"WindDown's metric is {metric!r}: choose select_loss or select_accuracy")
         self.term, self.opposed, self.stall, self.decay, self.metric = term, opposed, stall, decay, metric
-        self.needs = ("a term", *(("gradients", "base") if opposed is not None else ()))
+        looks, waits = ("gradients", "base") if opposed is not None else (), ("epochs",) if stall is not None else ()
+        self.needs = ("a term", *looks, *waits)
         self.seen: float | None = None
         self.register_buffer("factor", torch.ones((), dtype=torch.float64))
         self.register_buffer("cosine", torch.zeros(2, dtype=torch.float64))  # running sum and its weight
@@ -107,13 +108,20 @@ class WindDown(Weighting):
     def forward(self, losses: Tensor, context: Context) -> Tensor:
         """[K] ones, but for the term."""
         assert self.term is not None
-        i, base = self.terms.names.index(self.term), self.terms.base_index
-        self.seen = None
-        if self.opposed is not None and context.gradients is not None and base is not None and context.present[i]:
-            self.seen = float(context.gradients.cosines[i, base])
+        i = self.terms.names.index(self.term)
+        if context.first:
+            self.seen = self._cosine(context, i)
         weights = ones(self.n_terms)
         weights[i] = self.factor
         return weights
+
+    def _cosine(self, context: Context, i: int) -> float | None:
+        """cos(gᵢ, g_base) of this batch, or None where one of the two is absent, 0 or not finite."""
+        base = self.terms.base_index
+        if self.opposed is None or context.gradients is None or base is None or not context.present[[i, base]].all():
+            return None
+        norms, cosine = context.gradients.norms[[i, base]], float(context.gradients.cosines[i, base])
+        return cosine if bool((norms > 0).all()) and math.isfinite(cosine) else None
 
     def after_step(self, losses: Tensor, context: Context) -> Sequence[Event]:
         """Count steps of opposition, and lower the term where one of the counts is full."""
