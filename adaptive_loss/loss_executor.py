@@ -476,7 +476,7 @@ class LossExecutor(nn.Module):
             "start weights": ", ".join(f"{weight:g}" for weight in self._start.tolist()),
             "targets": ", ".join(self.terms.targets),
             "reductions": ", ".join(f"{name} × {r.factor:g}" for name, r in self.terms.reductions.items()),
-            "weighting": type(self.weighting).__name__,
+            "weighting": self.weighting.name,
             "modulators": ", ".join(type(modulator).__name__ for modulator in self.modulators),
         }
 

@@ -13,7 +13,9 @@ from adaptive_loss.events import Event
 from adaptive_loss.knob import Knob, Limits, Saturation, ada
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting._set_point import reported
-from adaptive_loss.weighting.base import Context, Weighting, ones
+from adaptive_loss.weighting.base import PATIENCE, Context, Weighting, ones
+
+_SILENT = "weighting 'ada' needs observations: none came in {} steps; call observe(E[sign D(real)]) before step()"
 
 
 @weightings.register("ada")
@@ -102,7 +104,8 @@ class ADA(Weighting):
         """Count the observation; move p when there are enough. One that is not finite is none."""
         value, self.pending = self.pending, math.nan
         if not math.isfinite(value):
-            return []
+            waits = context.step == PATIENCE and self.knob.seen == self.count == 0
+            return [Event(context.step, "alarm", _SILENT.format(PATIENCE))] if waits else []
         self.total, self.count = self.total + value, self.count + 1
         if self.count == self.interval:
             self.knob.observe(self.total / self.count)
