@@ -83,7 +83,12 @@ def search(flags: MetaTrainFlags) -> tuple[ControllerLaw, list[float]]:
     import cma
     from joblib import Parallel, delayed
 
-    options = {"popsize": flags.population, "seed": flags.seed + 1, "verbose": -9, "maxiter": flags.generations}
+    options: dict[str, Any] = {
+        "popsize": flags.population,
+        "seed": flags.seed + 1,
+        "verbose": -9,
+        "maxiter": flags.generations,
+    }
     options["CMA_stds"] = SPREAD.to_vector()
     strategy = cma.CMAEvolutionStrategy(RULE.to_vector(), flags.sigma, options)
     curve: list[float] = []

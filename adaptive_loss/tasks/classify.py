@@ -110,7 +110,7 @@ class Classify(Task):
         self.network = SimpleCNN(size, channels, len(data.classes)).to(device)
         self.model = self.network.to(memory_format=torch.channels_last) if channels == 3 else self.network  # pyright: ignore
         # The last layer that every term's gradient passes, mixup's own pass included: no gradient goes further back.
-        self.tap = self.network.hidden[1].weight
+        self.tap = next(iter(self.network.hidden.parameters()))
         self.augment = augmenter(config.augment, config.dataset)
         self.augmenting = own_generator(config.seed, "augment")
         self.mixing = own_generator(config.seed, "mixup")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,58 +36,66 @@ class Product(Weighting):
 
     def __init__(self, *parts: Weighting) -> None:
         super().__init__(parts[0].n_terms)
-        for part in parts:
+        whole = [inner for part in parts for inner in (part.rules if isinstance(part, Product) else (part,))]
+        for part in whole:
             if part.n_terms != self.n_terms:
                 raise ValueError(
-                    f"{parts[0].name} is over {self.n_terms} terms and {part.name} over {part.n_terms}: "
+                    f"{whole[0].name} is over {self.n_terms} terms and {part.name} over {part.n_terms}: "
                     "make both for the same terms"
                 )
             if any(True for _ in part.parameters()):
                 raise ValueError(f"{part.name} learns its weights, so nothing can be multiplied to it: use it alone")
-        whole = [inner for part in parts for inner in (part.parts if isinstance(part, Product) else [part])]
         self.parts = nn.ModuleList(whole)
         self.family = " × ".join(dict.fromkeys(part.family for part in whole))
         self.needs = tuple(dict.fromkeys(need for part in whole for need in part.needs))
         self.jumps = any(part.jumps for part in whole)
         self.holds_targets = any(part.holds_targets for part in whole)
-        taps = [part.at for part in whole if part.at is not None]
-        if any(len(at) != len(taps[0]) or any(a is not b for a, b in zip(at, taps[0], strict=True)) for at in taps):
-            raise ValueError("the parts take gradients at different tensors: give one tap, executor(losses, tap=...)")
-        self.at = taps[0] if taps else None
+        self.at = _one_tap([part.at for part in whole if part.at is not None])
 
     @property
     def name(self) -> str:
         """The parts' names."""
-        return " * ".join(part.name for part in self._rules())
+        return " * ".join(part.name for part in self.rules)
 
-    def _rules(self) -> list[Weighting]:
-        return [part for part in self.parts if isinstance(part, Weighting)]
+    @property
+    def rules(self) -> tuple[Weighting, ...]:
+        """The parts."""
+        return tuple(part for part in self.parts if isinstance(part, Weighting))
 
     def bind(self, terms: Terms, seed: int) -> None:
         """Introduce every part."""
         super().bind(terms, seed)
-        for part in self._rules():
+        for part in self.rules:
             part.bind(terms, seed)
 
     def unmet(self, context: Context) -> str | None:
         """The first part's need that is not met."""
-        return next((line for part in self._rules() if (line := part.unmet(context)) is not None), None)
+        return next((line for part in self.rules if (line := part.unmet(context)) is not None), None)
 
     def forward(self, losses: Tensor, context: Context) -> Tensor:
         """[K] the product."""
-        return torch.stack([part(losses, context).double() for part in self._rules()]).prod(0)
+        return torch.stack([part(losses, context).double() for part in self.rules]).prod(0)
 
     def let_through(self, weights: Tensor, context: Context) -> Tensor:
         """What every part lets through of the product."""
-        for part in self._rules():
+        for part in self.rules:
             weights = part.let_through(weights, context)
         return weights
 
     def after_step(self, losses: Tensor, context: Context) -> list[Event]:
         """Tell every part; all they have to report."""
-        return [event for part in self._rules() for event in part.after_step(losses, context) or ()]
+        return [event for part in self.rules for event in part.after_step(losses, context) or ()]
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Tell every part."""
-        for part in self._rules():
+        for part in self.rules:
             part.end_epoch(metrics)
+
+
+def _one_tap(taps: Sequence[Sequence[Tensor]]) -> Sequence[Tensor] | None:
+    """The tensors at which all parts that name some take their gradients."""
+    first = taps[0] if taps else None
+    for at in taps[1:]:
+        if first is None or [id(tensor) for tensor in at] != [id(tensor) for tensor in first]:
+            raise ValueError("the parts take gradients at different tensors: give one tap, executor(losses, tap=...)")
+    return first
