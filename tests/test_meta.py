@@ -80,10 +80,21 @@ def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> N
     assert card["found"] != asdict(RULE)
 
 
-@pytest.mark.parametrize(("interval", "ships"), [([-0.2, -0.1], True), ([-0.2, 0.0], False), (None, False)])
-def test_a_law_ships_only_with_evidence(interval: list[float] | None, ships: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whole", "family", "ships"),
+    [
+        ([-0.2, -0.1], [-0.3, 0.04], True),
+        ([-0.2, 0.0], [-0.3, -0.1], False),  # no gain for sure
+        ([-0.2, -0.1], [-0.3, 0.06], False),  # a gain, but one family may pay for it
+        (None, [-0.3, -0.1], False),
+        ([-0.2, -0.1], None, False),
+    ],
+)
+def test_a_law_ships_only_with_a_gain_and_without_harm(
+    whole: list[float] | None, family: list[float] | None, ships: bool, tmp_path: Path
+) -> None:
     found = replace(RULE, gain=0.5)
-    written = meta.card(TINY, found, [0.0], {"all": {"interval95": interval}})
+    written = meta.card(TINY, found, [0.0], {"all": {"interval95": whole}, "toy": {"interval95": family}})
     (tmp_path / "controller.json").write_text(json.dumps(written))
     assert ControllerLaw.load(tmp_path / "controller.json") == (found if ships else RULE)
     assert written["found"] == asdict(found)
