@@ -309,7 +309,7 @@ def test_another_methods_state_is_refused_and_changes_nothing() -> None:
     saved = executor_of("mgda").state_dict()
     executor = executor_of("upgrad")
     before = str(executor.state_dict())
-    with pytest.raises(ValueError, match="its weighting are 'MGDA', here 'UPGrad'"):
+    with pytest.raises(ValueError, match="its weighting are 'torchjd:MGDA', here 'torchjd:UPGrad'"):
         executor.load_state_dict(saved)
     assert str(executor.state_dict()) == before
 
