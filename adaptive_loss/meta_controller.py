@@ -33,18 +33,20 @@ _N_TERM = len(signal.TERM_FEATURES)
 class ControllerLaw:
     """The law's parameters, shared by all terms, so that it fits any number of them.
 
-    With φᵢ the term's features, π the six progress features and tᵢ the trust statistic of its look-aheads,
-    xᵢ = (tᵢ − κ·t_base)·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
+    With φᵢ the term's features, π the six progress features, tᵢ the trust statistic of its look-aheads and
+    κᵢ = κ where its weighted gradient is longer than the base's, else 0,
+    xᵢ = (tᵢ − κᵢ·t_base)·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
     log wᵢ += δ·clip(xᵢ, ±1), δ = early_step in the first 50 steps (a quarter of a shorter run), late_step after,
     p the progress in [0, 1]. At the first look-ahead, once, log wᵢ += −calibration·log(shareᵢ/share_base), the base
     being the mean term where none is declared.
 
-    The rule to start from is η = 1 and everything else 0, with steps of 0.7 and 0.35 nats.
+    The rule to start from is η = κ = 1 and everything else 0, with steps of 0.7 and 0.35 nats.
 
     Args:
         gain: η.
-        against_base: κ, how far a term must do better than the base (t_base is 0 where none is declared): the base's
-            own weight stays put, so its pull can only show as the others' retreat.
+        against_base: κ, how far a term that has outgrown the base must do better than it (t_base is 0 where none is
+            declared). The base's own weight stays put, so its pull can only show as the others' retreat; without it a
+            term that dominates the whole gradient has nothing left to hold it back.
         early_step, late_step: δ, in nats.
         calibration: 0 leaves the start weights, 1 makes all weighted gradients as long as the base's.
         trust: [6] how progress changes the trust in a look-ahead.
@@ -53,7 +55,7 @@ class ControllerLaw:
     """
 
     gain: float = 1.0
-    against_base: float = 0.0
+    against_base: float = 1.0
     early_step: float = 0.7
     late_step: float = 0.35
     calibration: float = 0.0
@@ -189,8 +191,10 @@ class MetaController(Modulator):
         return trust * gain + linear + float(phases @ _vector(law.drift))
 
     def _relative_trust(self, context: Context) -> Tensor:
-        trust, base = context.signals.trust, self.terms.base_index
-        return trust if base is None else trust - self.law.against_base * trust[base]
+        trust, share, base = context.signals.trust, context.signals.share, self.terms.base_index
+        if base is None:
+            return trust
+        return torch.where(share > share[base], trust - self.law.against_base * trust[base], trust)
 
     def _step_size(self, context: Context) -> float:
         # The clock has moved on since the look-ahead of the step before.

@@ -48,6 +48,7 @@ def test_the_rule_by_hand_from_the_recorded_look_aheads() -> None:
     for step, look in run.looks:
         mean, square = 0.8 * mean + 0.2 * look.gain, 0.8 * square + 0.2 * look.gain**2
         trust = mean / square.sqrt()
+        trust = trust - (look.share > look.share[0]) * trust[0]
         move = (0.7 if step <= edge else 0.35) * trust.clamp(-1, 1)
         move[0] = 0  # the base stays put
         log = log + move
@@ -119,16 +120,23 @@ def test_calibration_makes_weighted_gradients_as_long_as_the_bases_once() -> Non
     assert controller.gains().tolist() == pytest.approx([0, -math.log(5), -math.log(4)])
 
 
-def test_against_the_base_a_term_must_do_better_than_it() -> None:
+def test_a_term_that_outgrew_the_base_must_do_better_than_it() -> None:
+    """On CIFAR-10 a term that held nearly the whole gradient went on rising, at ten points of accuracy."""
     gain = [0.4, 0.4, -0.4]
-    alone, against = controller_at(RULE), controller_at(replace(RULE, against_base=1.0))
-    for controller in (alone, against):
-        controller.after_step(context_of(looked(gain)))
     trust = math.sqrt(0.2)  # of a first look-ahead: 0.2h/√(0.2h²)
-    assert alone.gains().tolist() == pytest.approx([0, 0.7 * trust, -0.7 * trust])
-    assert against.gains().tolist() == pytest.approx([0, 0, -0.7 * min(1, 2 * trust)])
-    free = controller_at(replace(RULE, against_base=1.0), base=None)
-    free.after_step(context_of(looked(gain)))
+    small, grown = [0.5, 0.3, 0.2], [0.2, 0.5, 0.3]
+    wanted = {
+        (0.0, 0): [0, 0.7 * trust, -0.7 * trust],
+        (0.0, 1): [0, 0.7 * trust, -0.7 * trust],
+        (1.0, 0): [0, 0.7 * trust, -0.7 * trust],
+        (1.0, 1): [0, 0, -0.7 * min(1, 2 * trust)],
+    }
+    for (against, place), moves in wanted.items():
+        controller = controller_at(replace(RULE, against_base=against))
+        controller.after_step(context_of(looked(gain, (small, grown)[place])))
+        assert controller.gains().tolist() == pytest.approx(moves)
+    free = controller_at(RULE, base=None)
+    free.after_step(context_of(looked(gain, grown)))
     assert free.gains().tolist() == pytest.approx([0.7 * trust, 0.7 * trust, -0.7 * trust])
 
 

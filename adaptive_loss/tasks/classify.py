@@ -21,7 +21,7 @@ from adaptive_loss.tasks.base import Task
 
 TEACHER_DECAY = 0.98
 TEMPERATURE = 0.1
-PROBE_BATCH = 64
+PROBE_BATCH = 128
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
