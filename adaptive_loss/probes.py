@@ -13,6 +13,8 @@ from adaptive_loss.metrics.kid import LEAST, kernel_distance
 
 Generate = Callable[[int, Generator], Tensor]
 """Number of samples, a generator to draw from → that many fresh samples, differentiable."""
+Reconstruct = Callable[[Tensor, Generator], Tensor]
+"""Held-out examples, a generator to draw from → their reconstructions, differentiable."""
 
 
 class held_out:
@@ -81,10 +83,16 @@ class sample_quality:
     unbiased :func:`~adaptive_loss.metrics.kid.kernel_distance` between their features; it may be negative. The
     gradient goes through the samples to whatever made them. Judge the result by other features than these.
 
+    In an autoencoder fresh samples pass the decoder alone, so their quality has no gradient at the encoder, and a
+    term that acts there, such as a VAE's KL, is out of sight. With ``reconstruct`` the way is taken in two legs that
+    both networks move, d(samples, reconstructions) + d(reconstructions, data); by the triangle inequality of the
+    distance √d, twice their sum bounds d(samples, data).
+
     Args:
         generate: ``generate(count, generator)`` → samples, like a batch of ``data`` in shape and scale. It draws all
             its noise from ``generator`` (on the CPU), e.g. ``torch.randn(count, 16, generator=generator)``.
         data: held-out examples [n, …].
+        reconstruct: ``reconstruct(examples, generator)`` → their reconstructions, for an autoencoder; else None.
         features: samples → [N, D], frozen and differentiable, e.g. ``load_features("digits", "probe").features``.
         batch_size: samples a batch; fewer where there are fewer data.
         batches: batches a call; the more, the less noise.
@@ -109,6 +117,7 @@ class sample_quality:
         data: Tensor,
         features: Callable[[Tensor], Tensor],
         *,
+        reconstruct: Reconstruct | None = None,
         batch_size: int = 64,
         batches: int = 4,
         model: nn.Module | None = None,
@@ -119,7 +128,8 @@ class sample_quality:
             raise ValueError(f"sample quality needs {LEAST} held-out examples and samples, not {self.batch_size}")
         if batches < 1:
             raise ValueError(f"the probe's batches is {batches}; give at least 1")
-        self.generate, self.features, self.model, self.batches = generate, features, model, batches
+        self.generate, self.reconstruct, self.features = generate, reconstruct, features
+        self.data, self.model, self.batches = data, model, batches
         with torch.no_grad():
             self.reference = torch.cat([features(part) for part in data.split(batch_size)])
         self.generator = torch.Generator().manual_seed(seed)
@@ -130,9 +140,14 @@ class sample_quality:
             return torch.stack([self._distance() for _ in range(self.batches)]).mean()
 
     def _distance(self) -> Tensor:
-        rows = torch.randperm(len(self.reference), generator=self.generator)[: self.batch_size]
+        rows = torch.randperm(len(self.data), generator=self.generator)[: self.batch_size].to(self.data.device)
         samples = self.features(self.generate(self.batch_size, self.generator))
-        return kernel_distance(samples, self.reference[rows.to(self.reference.device)])
+        if self.reconstruct is None:
+            return kernel_distance(samples, self.reference[rows])
+        # Other examples are compared with, so that being like one's own original counts for nothing.
+        between = self.features(self.reconstruct(self.data[rows], self.generator))
+        others = torch.randperm(len(self.data), generator=self.generator)[: self.batch_size].to(self.data.device)
+        return kernel_distance(samples, between) + kernel_distance(between, self.reference[others])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generator stands."""

@@ -72,8 +72,18 @@ class VariationalAutoencoder(Task):
             return held_out(self._objective, images, batch_size=PROBE_BATCH, model=self.model, seed=seed)
         features = load_features(dataset, "probe").to(self.device).features
         return sample_quality(
-            self.generate, images.float() / 255, features, batch_size=PROBE_BATCH, model=self.model, seed=seed
+            self.generate,
+            images.float() / 255,
+            features,
+            reconstruct=self._reconstruct,
+            batch_size=PROBE_BATCH,
+            model=self.model,
+            seed=seed,
         )
+
+    def _reconstruct(self, images: Tensor, generator: Generator) -> Tensor:
+        logits, _, _ = self.model(images.flatten(1), generator)
+        return logits.sigmoid().view_as(images)
 
     def generate(self, count: int, generator: Generator) -> Tensor:
         """Mean images ``[count, C, H, W]`` in 0 to 1 of latents from the prior; the gradient reaches the decoder."""
@@ -121,7 +131,9 @@ class VariationalAutoencoder(Task):
         if self.judge is None:
             return {}
         noise = own_generator(self.config.seed, f"samples {split}")
-        found = [(self.generate(len(images), noise), images.float() / 255) for images, _ in self.evaluation_batches(split)]
+        found = [
+            (self.generate(len(images), noise), images.float() / 255) for images, _ in self.evaluation_batches(split)
+        ]
         samples, reference = (torch.cat([self.judge.features(part[i]) for part in found]) for i in (0, 1))
         return sample_metrics(samples, reference)
 

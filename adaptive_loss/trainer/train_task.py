@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--adaptive and --mode exclude each other; give one of them")
     if flags.quick and flags.smoke:
         raise UsageError("--quick and --smoke exclude each other; give one of them")
-    mode = "full" if flags.adaptive else flags.mode or "baseline"
+    mode = "full" if flags.adaptive else (flags.mode or "baseline").replace("-", "_")
     if flags.output_dir == Flags.output_dir:  # two tasks must not meet in one folder
         flags = replace(flags, output_dir=Path(f"results/train_{flags.task}"))
     return run_single(_shortened(flags), modes.aliases.get(mode, mode))
