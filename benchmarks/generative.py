@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptive_loss.records import json_dump, provenance, write_atomic
@@ -56,18 +56,14 @@ def arms(flags: Flags) -> dict[str, RunConfig]:
 def specs(flags: Flags) -> list[Spec]:
     """Every run, a whole seed after the other."""
     return [
-        Spec(
-            name,
-            RunConfig(**{**vars(config), "seed": seed}),
-            flags.output_dir / name.replace(" ", "_") / f"seed_{seed}",
-        )
+        Spec(name, replace(config, seed=seed), flags.output_dir / name.replace(" ", "_") / f"seed_{seed}")
         for seed in flags.seeds
         for name, config in arms(flags).items()
     ]
 
 
 def table(rows: Sequence[Result]) -> str:
-    """A line an arm: mean and every seed's value of each metric, and the KL weight it ended with."""
+    """A line an arm: the mean over its seeds of each metric and of the KL weight it ended with."""
     lines = [f"{'arm':<24}{'last kl weight':>15}" + "".join(f"{name.removeprefix('test_'):>16}" for name in METRICS)]
     for name in dict.fromkeys(row["mode"] for row in rows):
         done = [row for row in rows if row["mode"] == name and row["status"] == "ok"]

@@ -1,4 +1,4 @@
-"""The feature networks that come with the package: whole, frozen, two different ones, and made again by their command."""
+"""The feature networks that come with the package: whole, frozen, two a dataset, and made again by their command."""
 
 from __future__ import annotations
 

@@ -113,15 +113,12 @@ def _read_pair(folder: Path, half: str) -> _Pair:
     names = f"{half}-images-idx3-ubyte.gz", f"{half}-labels-idx1-ubyte.gz"
     images, labels = read_idx(folder / names[0], 3), read_idx(folder / names[1], 1)
     if len(images) != len(labels):
-        raise RunError(
-            f"{folder / names[0]} has {len(images)} images but {names[1]} {len(labels)} labels; get both anew"
-        )
-    wrong = np.flatnonzero(labels >= len(CLASSES))
-    if len(wrong):
-        first = int(wrong[0])
-        raise RunError(
-            f"{folder / names[1]}: record {first} has the label {labels[first]}, not 0 to 9; get a good copy"
-        )
+        counts = f"{len(images)} images but {len(labels)} labels in {names[1]}"
+        raise RunError(f"{folder / names[0]} has {counts}; get both anew")
+    if labels.max() >= len(CLASSES):
+        first = int((labels >= len(CLASSES)).argmax())
+        where = f"{folder / names[1]}: record {first}"
+        raise RunError(f"{where} has the label {labels[first]}, not 0 to 9; get a good copy")
     digests = {name: hashlib.sha256(part.data).hexdigest() for name, part in zip(names, (images, labels), strict=True)}
     data = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64)))
     return _Pair(data, digests)

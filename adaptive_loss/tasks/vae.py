@@ -131,11 +131,10 @@ class VariationalAutoencoder(Task):
         if self.judge is None:
             return {}
         noise = own_generator(self.config.seed, f"samples {split}")
-        found = [
-            (self.generate(len(images), noise), images.float() / 255) for images, _ in self.evaluation_batches(split)
-        ]
-        samples, reference = (torch.cat([self.judge.features(part[i]) for part in found]) for i in (0, 1))
-        return sample_metrics(samples, reference)
+        look = self.judge.features
+        batches = [images for images, _ in self.evaluation_batches(split)]
+        samples = torch.cat([look(self.generate(len(images), noise)) for images in batches])
+        return sample_metrics(samples, torch.cat([look(images.float() / 255) for images in batches]))
 
     def state_dict(self) -> dict[str, Any]:
         """The latent noise's generator."""
