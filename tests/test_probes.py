@@ -176,7 +176,8 @@ def test_it_is_a_probe_of_the_executor():
         executor({"a": (out - REAL).square().mean(), "b": out.square().mean()}).backward()
         executor.step(optimizer)
     assert executor.weights["b"] != 1.0 and executor.signals.look_aheads > 0
-    assert torch.equal(executor.state_dict()["probe"]["generator"], probe.state_dict()["generator"])
+    saved = executor.get_extra_state()["probe"]
+    assert torch.equal(saved["generator"], probe.state_dict()["generator"])
 
 
 @pytest.mark.parametrize(("changes", "part"), [({"batch_size": 1}, "not 1"), ({"batches": 0}, "batches is 0")])

@@ -56,7 +56,8 @@ class VariationalAutoencoder(Task):
         super().__init__(config, data, device, **options)
         self.image_shape = data.image_shape
         self.pixels = math.prod(data.image_shape)
-        self.model = self._build().to(device)
+        self.network = self._build().to(device)
+        self.model = self.network
         self.noise = own_generator(config.seed, "latent")
         self.judge = load_features(data.name, "judge").to(device) if has_features(data.name) else None
         self.probe = self._probe(data.name, self.splits["probe"].images)
@@ -87,8 +88,8 @@ class VariationalAutoencoder(Task):
 
     def generate(self, count: int, generator: Generator) -> Tensor:
         """Mean images ``[count, C, H, W]`` in 0 to 1 of latents from the prior; the gradient reaches the decoder."""
-        latent = torch.randn(count, self.model.latent, generator=generator).to(self.device)
-        return self.model.decoder(latent).sigmoid().view(count, *self.image_shape)
+        latent = torch.randn(count, self.network.latent, generator=generator).to(self.device)
+        return self.network.decoder(latent).sigmoid().view(count, *self.image_shape)
 
     def losses(self, rows: Tensor) -> LossTerms:
         """Both terms on one batch."""
