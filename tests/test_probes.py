@@ -164,6 +164,18 @@ def test_only_with_reconstructions_does_an_encoder_feel_sample_quality():
     assert encoder.weight.grad is not None and encoder.weight.grad.abs().sum() > 0
 
 
+def test_with_reconstructions_it_is_the_sum_of_two_legs():
+    def blur(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return x / 2 + torch.randn(x.shape, generator=generator)
+
+    probe = sample_quality(noise, REAL, identity, reconstruct=blur, batch_size=8, batches=1, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    rows, samples = torch.randperm(60, generator=generator)[:8], noise(8, generator)
+    between = blur(REAL[rows], generator)
+    others = torch.randperm(60, generator=generator)[:8]
+    assert float(probe()) == float(kernel_distance(samples, between) + kernel_distance(between, REAL[others]))
+
+
 def test_it_is_a_probe_of_the_executor():
     model = nn.Linear(2, 2)
     probe = sample_quality(lambda n, rng: model(noise(n, rng)), REAL, identity, batch_size=16)
