@@ -38,7 +38,7 @@ PARTS: dict[str, set[str]] = {
     "foreign_steps": set(),
     "weigher": {"step_record", "guards"},
     "probes": {"losses", "gradients"},
-    "knob": set(),
+    "knob": {"events"},
     "weighting": {"events", "knob", "signals", "lookahead"},
     "modulator": {"weighting"},
     "rl": {"signals"},
