@@ -82,7 +82,9 @@ def test_a_weight_at_its_rules_own_bound_raises_one_alarm(
         )
 
 
-@pytest.mark.parametrize("rule", [OptimalSigma(2, floor=0.1), Balancing(2, floor=0.1, decay=0.5)], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule", [OptimalSigma(2, floor=0.1), Balancing(2, floor=0.1, decay=0.5)], ids=lambda rule: rule.name
+)
 def test_a_variance_at_its_floor_raises_one_alarm(rule: Weighting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weigher, "ALARM_AFTER", 6)
     run = Run(rule)
