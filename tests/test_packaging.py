@@ -39,7 +39,7 @@ PARTS: dict[str, set[str]] = {
     "weigher": {"step_record", "guards"},
     "metrics": {"data", "models", "utils"},
     "probes": {"losses", "gradients", "metrics"},
-    "knob": set(),
+    "knob": {"events"},
     "weighting": {"events", "knob", "signals", "lookahead"},
     "modulator": {"weighting"},
     "rl": {"signals"},
