@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 
@@ -195,6 +195,12 @@ class StepLosses:
                 part = loss * (factor.to(loss.device, loss.dtype) if isinstance(factor, Tensor) else factor)
                 total = part if total is None else total + part
         return self.stand_in() if total is None else total
+
+    def without(self, out: Tensor) -> StepLosses:
+        """The same losses, those in ``out``, [K] bool, absent."""
+        kept = [None if gone else tensor for tensor, gone in zip(self.tensors, out.tolist(), strict=False)]
+        values = torch.where(out, torch.nan, self.values)
+        return replace(self, tensors=tuple(kept), values=values, present=self.present & ~out)
 
     def stand_in(self) -> Tensor:
         """A 0 that ``backward()`` accepts and that reaches no parameter: 0 · NaN would still be NaN."""

@@ -52,7 +52,7 @@ class Weigher:
         raw = ruled * self._gain()
         bad = first_bad_weight(raw.detach(), self.terms.active)
         if bad is not None:
-            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad])
+            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad], "weight")
         if self.modulators and self.terms.base is None and raw.detach().any():
             raw = raw * (ruled.detach().sum() / raw.detach().sum())
         if window.weights is None:
