@@ -19,8 +19,8 @@ _ROOM = 1e3
 class GradientGate:
     """One optimizer's gradients: unscaled, measured and clipped, then stepped on or held back.
 
-    A gradient whose square overflows is as bad as one that is not finite, though it looks finite: a second moment (Adam,
-    RMSprop, Adagrad) that has once become ∞ stays so, and its parameter never moves again.
+    A gradient whose square overflows is as bad as one that is not finite: a second moment (Adam, RMSprop, Adagrad) that
+    has once become ∞ stays so, and its parameter never moves again.
 
     Args:
         optimizer: holds the gradients of ``backward()``.
@@ -109,4 +109,4 @@ def _clip(gradients: Sequence[Tensor], norm: float, limit: float | None) -> bool
 def _fault(norm: float, limit: float) -> str | None:
     if not math.isfinite(norm):
         return "the gradient is not finite"
-    return None if norm <= limit else f"the gradient's norm is {norm:.6g}, its square is more than an optimizer can hold"
+    return None if norm <= limit else f"the gradient's norm is {norm:.6g}, an optimizer cannot hold its square"

@@ -24,17 +24,17 @@ class Guards:
 
     Args:
         max_rejections: after this many rejected steps in a row the executor raises.
-        spikes: reject a step on which a term jumps far above its recent values. Turn it off where rare batches are meant
-            to have a far greater loss than the others.
+        spikes: reject a step on which a term jumps far above its recent values. Turn it off where rare batches are
+            meant to have a far greater loss than the others.
         spike_window: accepted values a term's spike gate looks back on; silent until a quarter is filled.
         bounds: least and greatest weight of a term that is on, widened to its start weight.
         rate_limit: greatest change of a log-weight from one step to the next, in nats; None for no limit.
         share_cap: greatest share one auxiliary may hold of Σⱼ wⱼ|Lⱼ|; binds only above the start weight. None: no cap.
         clip_norm: greatest gradient norm; longer gradients are scaled down. None: no clipping.
-        quarantine: rejected steps after which the auxiliary that they name is left out, and the run goes on on the other
-            terms. None: it stays, and after ``max_rejections`` in a row the executor raises.
-        quarantine_steps: healthy steps in a row after which such a term is back on probation, where one bad step takes
-            it out again; after as many more its past is forgotten.
+        quarantine: rejected steps after which the auxiliary that they name is left out, and the run goes on on the
+            other terms. None: it stays, and after ``max_rejections`` in a row the executor raises.
+        quarantine_steps: healthy steps in a row after which such a term is back on probation, where one bad step
+            takes it out again; after as many more its past is forgotten.
     """
 
     max_rejections: int = 10

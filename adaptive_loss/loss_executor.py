@@ -276,6 +276,10 @@ class LossExecutor(nn.Module):
         self._events.clear()
         return events
 
+    def report(self, event: Event) -> None:
+        """Enter what was done from outside, as by a rollback, among the events."""
+        self._emit([event])
+
     # ---- one forward pass -------------------------------------------------------------------------------------
 
     def _gradients(self, batch: StepLosses, tap: Tensor | Sequence[Tensor] | None) -> TermGradients | None:
@@ -406,9 +410,9 @@ class LossExecutor(nn.Module):
             mass = (window.means() * self._weights).abs().nan_to_num(-1.0)
             return Rejection(fault, self.terms.names[int(mass.argmax())] if window.batches else None, "gradient")
         worst = int(window.norms.argmax())
-        if window.norms[worst] <= gate.limit:
-            return Rejection(fault, None, "gradient")
-        return Rejection(fault, self.terms.names[worst], "gradient", curable=True)
+        bad = window.norms > gate.limit
+        culprits = tuple(name for name, known in zip(self.terms.names, bad.tolist(), strict=True) if known)
+        return Rejection(fault, self.terms.names[worst] if culprits else None, "gradient", culprits)
 
     def _meet(self, optimizer: Optimizer) -> None:
         if self._optimizer is None:

@@ -15,7 +15,6 @@ from adaptive_loss.gradients import LookAhead
 from adaptive_loss.live_look import MeasureLater
 from adaptive_loss.losses import StepLosses
 
-
 Cause = Literal["loss", "spike", "weight", "gradient", "overflow"]
 """What was wrong with a rejected step; an overflow is mixed precision's own search for a scale, and harmless."""
 
@@ -55,13 +54,13 @@ class Rejection:
         reason: in words.
         term: the term that is to blame, where one is.
         cause: which check failed.
-        curable: whether the term is known to be the one, so that without it the step would have been good.
+        culprits: all terms that are known to be bad, so that without them the step would have been good.
     """
 
     reason: str
     term: str | None
     cause: Cause
-    curable: bool = False
+    culprits: tuple[str, ...] = ()
 
 
 @dataclass

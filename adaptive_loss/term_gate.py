@@ -38,9 +38,7 @@ class TermGate:
     @property
     def left_out(self) -> tuple[str, ...]:
         """The terms in quarantine."""
-        if self.quarantine is None:
-            return ()
-        return tuple(name for name, out in zip(self.terms.names, self.quarantine.out.tolist(), strict=True) if out)
+        return () if self.quarantine is None else self._named(self.quarantine.out)
 
     def sift(self, batch: StepLosses, window: Window) -> StepLosses:
         """The batch without the terms in quarantine, whose values are only watched; a batch of nothing else stays."""
@@ -50,28 +48,31 @@ class TermGate:
         if not out.any() or not (batch.present & self.terms.active & ~out).any():
             return batch
         window.watched = window.watched | out
-        window.ill = window.ill | (out & ~(torch.isfinite(batch.values) & ~self._spikes(batch.values)))
+        spikes = (batch.values > self.spikes.limits) & self.guards.spikes
+        window.ill = window.ill | (out & (spikes | ~torch.isfinite(batch.values)))
         return batch.without(out)
 
     def examine(self, batch: StepLosses) -> Rejection | None:
         """Why the batch cannot be used, or None."""
-        present, names = batch.present & self.terms.active, self.terms.names
-        bad = first_non_finite(batch.values, present)
+        present, values = batch.present & self.terms.active, batch.values
+        bad = first_non_finite(values, present)
         if bad is not None:
-            return Rejection(f"the loss is {float(batch.values[bad])}", names[bad], "loss", curable=True)
-        worst = self.spikes.worst(batch.values, present) if self.guards.spikes else None
+            culprits = self._named(present & ~torch.isfinite(values))
+            return Rejection(f"the loss is {float(values[bad])}", self.terms.names[bad], "loss", culprits)
+        worst = self.spikes.worst(values, present) if self.guards.spikes else None
         if worst is None:
             return None
-        value, limit = float(batch.values[worst]), float(self.spikes.limits[worst])
+        value, limit = float(values[worst]), float(self.spikes.limits[worst])
         reason = f"the loss jumped to {value:.6g}, its limit is {limit:.6g} (Guards(spikes=False) lets jumps pass)"
-        return Rejection(reason, names[worst], "spike", curable=True)
+        return Rejection(reason, self.terms.names[worst], "spike", self._named(present & (values > self.spikes.limits)))
 
     def strike(self, rejection: Rejection, step: int) -> list[Event]:
-        """Count a rejection against the term that it blames for sure."""
+        """Count a rejection against all terms that are known to be bad."""
         self.doubts_gradient |= rejection.cause == "gradient"
-        if self.quarantine is None or rejection.term is None or not rejection.curable:
+        if self.quarantine is None:
             return []
-        return self.quarantine.strike(self.terms.names.index(rejection.term), rejection.reason, step)
+        culprits = [self.terms.names.index(name) for name in rejection.culprits]
+        return [event for term in culprits for event in self.quarantine.strike(term, rejection.reason, step)]
 
     def admit(self, values: Tensor, window: Window, step: int) -> list[Event]:
         """Take in an accepted step: its mean losses, [K], NaN where absent, and what was watched."""
@@ -86,9 +87,8 @@ class TermGate:
         """Name → last accepted value, NaN where there is none."""
         return dict(zip(self.terms.names, self.spikes.last(), strict=True))
 
-    def _spikes(self, values: Tensor) -> Tensor:
-        over = values > self.spikes.limits
-        return over if self.guards.spikes else torch.zeros_like(over)
+    def _named(self, which: Tensor) -> tuple[str, ...]:
+        return tuple(name for name, there in zip(self.terms.names, which.tolist(), strict=True) if there)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and numbers."""

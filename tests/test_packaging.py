@@ -58,6 +58,7 @@ PARTS: dict[str, set[str]] = {
         "loss_monitor",
         "meta_controller",
     },
+    "rollback": {"loss_executor"},
     "modes": {"loss_monitor", "meta_controller"},
     "data": set(),
     "models": set(),
