@@ -93,7 +93,8 @@ def weighted_norms(losses: Sequence[Tensor | None], weights: Tensor) -> Tensor:
 
 
 def _norm(loss: Tensor) -> float:
-    parts = term_gradients([loss], leaves(loss))[0]
+    at = leaves(loss)
+    parts = term_gradients([loss], at)[0] if at else []
     there = [part for part in parts if part is not None]
     return largest_norm(there, total_norm(there))
 

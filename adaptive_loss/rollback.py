@@ -108,7 +108,7 @@ class Rollback:
         why, back = diagnosis(rejection, record.step, self._good), self.executor.signals.step
         if self.tried == self.retries:
             raise RuntimeError(
-                f"went back to step {back} {self.retries} times and failed again, the last time because of {why}; "
+                f"went back to step {back} (at most {self.retries} times) and failed again, because of {why}; "
                 f"all is as it was at step {back}"
             )
         self.tried += 1
