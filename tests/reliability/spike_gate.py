@@ -74,14 +74,14 @@ def false_skips(series: Tensor) -> int:
 
 
 def spikes_missed(series: Tensor, dice: torch.Generator) -> int:
-    """How many of the spikes between a series' steps pass, are learned from, or change how a later step is judged."""
+    """How often a spike between a series' steps passes, or a step is judged otherwise than without any spike."""
     gate, twin, missed = SpikeGate(SERIES, WINDOW), SpikeGate(SERIES, WINDOW), 0
     for values in series:
         if torch.rand((), generator=dice) < 0.3 and bool(torch.isfinite(gate.limits).all()):
             factor = 1 + 10 ** (20 * torch.rand((), generator=dice, dtype=torch.float64) - 1)
             missed += gate.worst(torch.maximum(gate.limits * factor, gate.limits + 1), EVERYWHERE) is None
         over = values > gate.limits
-        missed += int((over != (values > twin.limits)).sum())
+        missed += not torch.equal(gate.limits, twin.limits)
         for each in (gate, twin):
             each.admit(torch.where(over, math.nan, values))
     return missed
