@@ -11,9 +11,12 @@ from torch.optim import Optimizer
 
 from adaptive_loss.gradients import dense_values, leaves, term_gradients, total_norm
 from adaptive_loss.guards import largest_norm
+from adaptive_loss.step_record import Rejection, Window
 
 _ROOM = 1e3
 """Second moments may add up the squares of a million gradients at the limit."""
+_FEW = 32
+"""Terms up to which each one's gradient is taken to find whose was bad: it costs a backward pass a term."""
 
 
 class GradientGate:
@@ -56,6 +59,26 @@ class GradientGate:
         """Whether the scaler has no scaling left to lower, so that the next bad gradient is no overflow."""
         return self.scaler is not None and self.scaler.get_scale() < 1
 
+    def rejection(self, window: Window, names: Sequence[str], weights: Tensor) -> Rejection | None:
+        """Why the optimizer must not see the gradients, and whose they are where that was measured, or None.
+
+        Elsewhere the term with the greatest weighted loss is named, the first to look at.
+
+        Args:
+            window: the forward passes that they come from.
+            names: of the K terms.
+            weights: [K] applied.
+        """
+        if self.fault is None:
+            return None
+        if window.norms is None:
+            mass = (window.means() * weights).abs().nan_to_num(-1.0)
+            return Rejection(self.fault, names[int(mass.argmax())] if window.batches else None, "gradient")
+        bad = (window.norms > self.limit).tolist()
+        culprits = tuple(name for name, is_bad in zip(names, bad, strict=True) if is_bad)
+        worst = names[int(window.norms.argmax())] if culprits else None
+        return Rejection(self.fault, worst, "gradient", culprits)
+
     def step(self) -> None:
         """Let the optimizer step; the scaler skips an overflow by itself and lowers its scale."""
         if self.scaler is None:
@@ -74,6 +97,22 @@ def greatest_norm(gradients: Sequence[Tensor]) -> float:
     """The greatest gradient norm whose square an optimizer's second moment can hold, 1.8e16 in float32."""
     limits = [torch.finfo(torch.promote_types(kind, torch.float32)).max for kind in {g.dtype for g in gradients}]
     return math.sqrt(min(limits, default=math.inf)) / _ROOM
+
+
+def note_norms(window: Window, losses: Sequence[Tensor | None], weights: Tensor) -> None:
+    """Measure the terms' own gradients, so that one that is bad has a name, where they are few and the graph allows it.
+
+    Args:
+        window: where the greatest of its batches is noted.
+        losses, weights: as for :func:`weighted_norms`.
+    """
+    if len(losses) > _FEW:
+        return
+    try:
+        norms = weighted_norms(losses, weights)
+    except RuntimeError:  # a compiled graph, or one whose second backward is refused
+        return
+    window.norms = norms if window.norms is None else torch.maximum(window.norms, norms)
 
 
 def weighted_norms(losses: Sequence[Tensor | None], weights: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from adaptive_loss.buckets import Buckets
 from adaptive_loss.diagnosis import diagnosis
 from adaptive_loss.events import Event
 from adaptive_loss.foreign_steps import watch_steps
-from adaptive_loss.gradient_gate import GradientGate, weighted_norms
+from adaptive_loss.gradient_gate import GradientGate, note_norms
 from adaptive_loss.gradients import TermGradients, leaves
 from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.history import WeightHistory
+from adaptive_loss.identity import check_identity, identity
 from adaptive_loss.live_look import Objective, measure_later, moved
 from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure
 from adaptive_loss.losses import LossTerms, StepLosses, Terms
@@ -37,8 +38,6 @@ from adaptive_loss.weighting.base import NEEDS, PATIENCE, Context, Weighting
 _KEPT_EVENTS = 10_000
 _NO_LOSS = "no loss was given since the last step"
 _OVERFLOW = Rejection("mixed-precision overflow", None, "overflow")
-_FEW = 32
-"""Terms up to which each one's gradient is taken to find whose was bad: it costs a backward pass a term."""
 
 
 class LossExecutor(nn.Module):
@@ -227,7 +226,8 @@ class LossExecutor(nn.Module):
         self._weights = weights.detach()
         total = self._total(batch, weights, context)
         window.add(batch, self._active)
-        self._measure_norms(window, batch)
+        if self._gate.doubts_gradient:
+            note_norms(window, batch.live(self._on), self._weights)
         if window.batches == 1:
             self._look(window, batch, total, tap)
         return total
@@ -245,7 +245,7 @@ class LossExecutor(nn.Module):
             return self._skip(window, window.rejection)
         self._finish_look(window, optimizer)
         gate = GradientGate(optimizer, scaler, self.guards.clip_norm if self.applies else None)
-        rejection = None if gate.fault is None else self._blame(window, gate, gate.fault)
+        rejection = gate.rejection(window, self.terms.names, self._weights)
         if rejection is not None and not gate.overflow and self.applies:
             gate.hold()
             self._count_rejection(window, rejection)
@@ -309,16 +309,6 @@ class LossExecutor(nn.Module):
         total = batch.total(weights, self._on)
         penalty = self.weighting.penalty(context)
         return total if penalty is None else total + penalty.to(total.device, total.dtype)
-
-    def _measure_norms(self, window: Window, batch: StepLosses) -> None:
-        """After a step whose gradient was bad, take each term's own, so that one that is bad again has a name."""
-        if not self._gate.doubts_gradient or len(self._on) > _FEW:
-            return
-        try:
-            norms = weighted_norms(batch.live(self._on), self._weights)
-        except RuntimeError:  # a compiled graph, or one whose second backward is refused
-            return
-        window.norms = norms if window.norms is None else torch.maximum(window.norms, norms)
 
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
         if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
@@ -404,16 +394,6 @@ class LossExecutor(nn.Module):
             why = diagnosis(rejection, self.signals.step, self._gate.last())
             raise RuntimeError(f"{self.rejected_in_row} steps in a row were rejected, the last one because of {why}")
 
-    def _blame(self, window: Window, gate: GradientGate, fault: str) -> Rejection:
-        """A bad gradient, and whose it is where that was measured; else the term to look at first."""
-        if window.norms is None:
-            mass = (window.means() * self._weights).abs().nan_to_num(-1.0)
-            return Rejection(fault, self.terms.names[int(mass.argmax())] if window.batches else None, "gradient")
-        worst = int(window.norms.argmax())
-        bad = window.norms > gate.limit
-        culprits = tuple(name for name, known in zip(self.terms.names, bad.tolist(), strict=True) if known)
-        return Rejection(fault, self.terms.names[worst] if culprits else None, "gradient", culprits)
-
     def _meet(self, optimizer: Optimizer) -> None:
         if self._optimizer is None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -464,22 +444,10 @@ class LossExecutor(nn.Module):
         """Weights are host numbers: ``to()``, ``cuda()`` and ``half()`` leave rule and statistics where they are."""
         return self
 
-    def _identity(self) -> dict[str, str]:
-        """What a state must share with the executor that loads it."""
-        return {
-            "terms": ", ".join(self.terms.names),
-            "base": str(self.terms.base),
-            "start weights": ", ".join(f"{weight:g}" for weight in self._start.tolist()),
-            "targets": ", ".join(self.terms.targets),
-            "reductions": ", ".join(f"{name} × {r.factor:g}" for name, r in self.terms.reductions.items()),
-            "weighting": self.weighting.name,
-            "modulators": ", ".join(type(modulator).__name__ for modulator in self.modulators),
-        }
-
     def get_extra_state(self) -> dict[str, Any]:
         """All state besides the rule's own parameters and buffers; loads with ``weights_only=True``."""
         return {
-            "identity": self._identity(),
+            "identity": identity(self.terms, self.weighting, self.modulators),
             "signals": self.signals.state_dict(),
             "history": self.history.state_dict(),
             "weights": (self._weights if self._window is None else self._window.before).clone(),
@@ -495,10 +463,7 @@ class LossExecutor(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`get_extra_state`; refuses another kind of executor's, changing nothing."""
-        for what, own in self._identity().items():
-            saved = state["identity"][what]
-            if saved != own:
-                raise ValueError(f"this state belongs to another executor: its {what} are {saved!r}, here {own!r}")
+        check_identity(state["identity"], identity(self.terms, self.weighting, self.modulators))
         self.signals.load_state_dict(state["signals"])
         self.signals.total_steps = self.total_steps
         self.history.load_state_dict(state["history"])
