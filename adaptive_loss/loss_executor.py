@@ -391,8 +391,10 @@ class LossExecutor(nn.Module):
         self._fresh += events
 
     def _count_rejection(self, window: Window, rejection: Rejection) -> None:
-        self.rejected_in_row += 1
-        self._emit(self._gate.strike(rejection, self.signals.step))
+        left_out = self._gate.strike(rejection, self.signals.step)
+        self._emit(left_out)
+        # Without the terms that are left out now the next step may well be good.
+        self.rejected_in_row = 0 if left_out else self.rejected_in_row + 1
         if self.rejected_in_row >= self.guards.max_rejections and self.applies:
             # Whoever catches the error and goes on starts a new step.
             self._window = None
