@@ -146,6 +146,7 @@ class LossExecutor(nn.Module):
         targets: Mapping[str, float] | None = None,
         probe: Probe | None = None,
         weighting: str | Weighting = "fixed",
+        guards: Guards = Guards(),
         total_steps: int | None = None,
         apply: bool = True,
         seed: int = 0,
@@ -156,6 +157,7 @@ class LossExecutor(nn.Module):
 
         Args:
             weights, base, targets, probe, weighting, total_steps, apply, seed, reductions: as for the class.
+            guards: what is checked and bounded.
             policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
         from adaptive_loss.loss_monitor import LossMonitor
@@ -167,6 +169,7 @@ class LossExecutor(nn.Module):
             base=base,
             targets=targets,
             weighting=weighting,
+            guards=guards,
             modulators=modulators,
             probe=probe,
             total_steps=total_steps,
