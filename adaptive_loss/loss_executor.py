@@ -263,9 +263,10 @@ class LossExecutor(nn.Module):
             return self._skip(window, rejection, gate.norm)
         gate.step()
         if rejection is not None and gate.overflow:
-            if gate.exhausted:
-                self._count_rejection(window, rejection)
-            return self._skip(window, _OVERFLOW, gate.norm)
+            if not gate.exhausted:
+                return self._skip(window, _OVERFLOW, gate.norm)
+            self._count_rejection(window, rejection)
+            return self._skip(window, rejection, gate.norm)
         rejection = rejection or window.rejection
         if rejection is not None:
             return self._skip(window, rejection, gate.norm, stepped=True)
