@@ -146,6 +146,7 @@ class LossExecutor(nn.Module):
         targets: Mapping[str, float] | None = None,
         probe: Probe | None = None,
         weighting: str | Weighting = "fixed",
+        guards: Guards = Guards(),
         total_steps: int | None = None,
         apply: bool = True,
         seed: int = 0,
@@ -156,6 +157,7 @@ class LossExecutor(nn.Module):
 
         Args:
             weights, base, targets, probe, weighting, total_steps, apply, seed, reductions: as for the class.
+            guards: what is checked and bounded.
             policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
         from adaptive_loss.loss_monitor import LossMonitor
@@ -167,6 +169,7 @@ class LossExecutor(nn.Module):
             base=base,
             targets=targets,
             weighting=weighting,
+            guards=guards,
             modulators=modulators,
             probe=probe,
             total_steps=total_steps,
@@ -260,9 +263,10 @@ class LossExecutor(nn.Module):
             return self._skip(window, rejection, gate.norm)
         gate.step()
         if rejection is not None and gate.overflow:
-            if gate.exhausted:
-                self._count_rejection(window, rejection)
-            return self._skip(window, _OVERFLOW, gate.norm)
+            if not gate.exhausted:
+                return self._skip(window, _OVERFLOW, gate.norm)
+            self._count_rejection(window, rejection)
+            return self._skip(window, rejection, gate.norm)
         rejection = rejection or window.rejection
         if rejection is not None:
             return self._skip(window, rejection, gate.norm, stepped=True)
@@ -391,8 +395,10 @@ class LossExecutor(nn.Module):
         self._fresh += events
 
     def _count_rejection(self, window: Window, rejection: Rejection) -> None:
-        self.rejected_in_row += 1
-        self._emit(self._gate.strike(rejection, self.signals.step))
+        left_out = self._gate.strike(rejection, self.signals.step)
+        self._emit(left_out)
+        # Without the terms that are left out now the next step may well be good.
+        self.rejected_in_row = 0 if left_out else self.rejected_in_row + 1
         if self.rejected_in_row >= self.guards.max_rejections and self.applies:
             # Whoever catches the error and goes on starts a new step.
             self._window = None
