@@ -21,7 +21,7 @@ PACKAGE = ROOT / "adaptive_loss"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom: a part may import itself, the parts it lists, and what those list.
-FOUNDATION = {"errors", "files", "registry", "seeding"}
+FOUNDATION = {"errors", "files", "locks", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "buckets": set(),
     "events": set(),
@@ -59,10 +59,11 @@ PARTS: dict[str, set[str]] = {
     "models": set(),
     "analysis": set(),
     "records": {"analysis"},
+    "ledger": {"records"},
     "report": {"records"},
     "utils": {"records"},
     "tasks": {"data", "models", "probes", "utils", "losses"},
-    "trainer": {"tasks", "modes", "loss_executor", "report"},
+    "trainer": {"tasks", "modes", "loss_executor", "report", "ledger"},
     "meta": {"trainer"},
     "demo": {"trainer"},
     "picture": {"report", "utils"},

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import os
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from adaptive_loss.errors import RunError
 from adaptive_loss.files import sync_folder
 
 CHUNK = 1 << 18
-LOCK_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Remote:
 def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
     """Download ``remote`` to ``target``: to a ``.part`` name first, checked, synced, then renamed.
 
-    The caller holds the folder's :func:`file_lock`, so the ``.part`` name is this process's own.
+    The caller holds the folder's :func:`~adaptive_loss.locks.file_lock`, so the ``.part`` name is this process's own.
 
     Args:
         remote: the file.
@@ -120,46 +118,6 @@ def _plain_lines(name: str, size: int) -> Callable[[int], None]:
             print(f"downloading {name}: {10 * tenth}% of {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
 
     return report
-
-
-@contextmanager
-def file_lock(path: Path, waiting: str) -> Iterator[None]:
-    """Hold ``path`` as a lock between processes; the system frees it if this process dies.
-
-    Args:
-        path: the lock file; made if missing and left there, since removing it would let two holders in.
-        waiting: a line for standard error when another process holds it.
-    """
-    with path.open("ab") as file:
-        told = False
-        while not _try_lock(file):
-            if not told:
-                print(waiting, file=sys.stderr, flush=True)
-            told = True
-            time.sleep(LOCK_POLL_SECONDS)
-        yield  # closing the file frees the lock
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        file.seek(0)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 def one_line(error: BaseException | str) -> str:
