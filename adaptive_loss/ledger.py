@@ -31,7 +31,7 @@ def line_of(record: Mapping[str, Any]) -> bytes:
 
     Example:
         >>> line_of({"kind": "row", "seed": 1})
-        b'{"check": "3d34562eb47bbc33", "kind": "row", "seed": 1}\\n'
+        b'{"check": "bf4e9728dfa499ba", "kind": "row", "seed": 1}\\n'
     """
     plain = json_ready(record)
     return json_dump({"check": _checksum(plain), **plain}, indent=None).encode("ascii")

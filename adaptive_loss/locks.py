@@ -14,7 +14,7 @@ from typing import IO, Any
 from adaptive_loss.errors import RunError
 
 POLL_S = 0.1
-PATIENCE_S = 2.0
+PATIENCE_S = 5.0
 """How long a refusal waits: what a killed process started is gone within this time."""
 RUNNING = "running"
 """A file of this name in a run's folder marks a run that a process is at, so that a dead one can be told."""

@@ -67,6 +67,7 @@ PARTS: dict[str, set[str]] = {
     "meta": {"trainer"},
     "demo": {"trainer"},
     "picture": {"report", "utils"},
+    "rebuild": {"ledger", "utils"},
     "catalogue": {"weighting", "utils"},
     "doctor": {"trainer"},
 }

@@ -1,6 +1,7 @@
-"""What a run says while it runs: metrics as CSV, events as JSON lines, curves for TensorBoard, one progress line.
+"""What a run says while it runs: metrics as CSV, events and curves as JSON lines, one progress line.
 
-The CSV and the JSON lines are the truth; the TensorBoard files are a view of the same numbers.
+The CSV and the JSON lines are the truth; the TensorBoard files are a view of ``scalars.jsonl``, and
+``adaptive-loss rebuild`` makes them anew.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.records import csv_cell, csv_line, json_dump, write_atomic
 
 INTERVAL_S = 10.0
+SCALARS = "scalars.jsonl"
 
 
 class RunLogger:
-    """Writes a run's ``metrics.csv``, ``events.jsonl`` and ``tb/`` into one folder, each line flushed at once.
+    """Writes a run's ``metrics.csv``, ``events.jsonl``, ``scalars.jsonl`` and ``tb/`` into one folder, line by line.
 
     An existing folder is continued: a line torn by a kill is cut off, and the metrics keep their columns.
 
@@ -63,10 +65,12 @@ class RunLogger:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._columns = self._continue_metrics()
-            self._continue_events()
+            for name in ("events.jsonl", SCALARS):
+                self._continue_lines(self.folder / name)
             # unbuffered: a line is on disk or refused, and nothing is left over to fail again at close
             self._metrics = open(self.folder / "metrics.csv", "ab", buffering=0)  # noqa: SIM115
             self._events = open(self.folder / "events.jsonl", "ab", buffering=0)  # noqa: SIM115
+            self._scalars = open(self.folder / SCALARS, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from error
         if columns is not None and self._columns is None:
@@ -91,19 +95,21 @@ class RunLogger:
         self._append(self._events, line)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the finite ones of ``values`` to TensorBoard at ``step``."""
+        """Append the finite ones of ``values`` at ``step`` to ``scalars.jsonl``, and show them in TensorBoard."""
+        finite = {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
+        self._append(self._scalars, json_dump({"step": step, "values": finite}, indent=None))
         if self._writer is None and self._tensorboard:
             self._writer = self._open_tensorboard()
             self._tensorboard = self._writer is not None
         if self._writer is not None:
-            for tag, value in values.items():
-                if math.isfinite(value):
-                    self._writer.add_scalar(tag, float(value), step)
+            for tag, value in finite.items():
+                self._writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
         """Flush and close every file; a second call does nothing."""
         self._metrics.close()
         self._events.close()
+        self._scalars.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -144,8 +150,7 @@ class RunLogger:
             write_atomic(path, "".join(lines))
         return columns
 
-    def _continue_events(self) -> None:
-        path = self.folder / "events.jsonl"
+    def _continue_lines(self, path: Path) -> None:
         lines = _whole_lines(path)
         if lines and self._purge_step is not None:
             write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= self._purge_step))

@@ -24,7 +24,7 @@ STEPS = (1, 2)
 
 
 def train(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
-    """Stands for ``trainer.loop.run``: the same files in the same order, and a line in ``trainings.txt`` of the root."""
+    """Stands for ``trainer.loop.run``: the same files in the same order, and a line in the study's trainings.txt."""
     write_atomic(folder / "config.json", json_dump(to_json(config)))
     for stale in ("metrics.csv", "events.jsonl", "scalars.jsonl"):
         (folder / stale).unlink(missing_ok=True)
@@ -59,14 +59,11 @@ def forked(work: Callable[[], int], said: Path) -> int:
     code = 99
     try:
         handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(handle, stream)
+        sys.stdout = sys.stderr = open(handle, "w", buffering=1)  # noqa: SIM115 - not pytest's
         code = work()
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
-        sys.stdout.flush()
         os._exit(code)
 
 
