@@ -13,7 +13,7 @@ from typing import Any
 
 from adaptive_loss import records
 from adaptive_loss.records import json_dump, write_atomic
-from adaptive_loss.trainer import run_ablation_study, study
+from adaptive_loss.trainer import run_ablation_study, single, study
 from adaptive_loss.utils.config import RunConfig, to_json
 from adaptive_loss.utils.logging import RunLogger
 
@@ -41,12 +41,17 @@ def train(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
     return row
 
 
-def ablate(folder: Path, seeds: tuple[int, ...] = (1, 2), modes: tuple[str, ...] = ("baseline", "full")) -> int:
-    """The real command over stubbed runs; its exit code."""
+def stubbed() -> None:
+    """From now on this process trains by :func:`train` and loads no data."""
     loop = ModuleType("adaptive_loss.trainer.loop")
     loop.run = train  # type: ignore[attr-defined]
     sys.modules["adaptive_loss.trainer.loop"] = loop
-    study.prepare = lambda settings: None
+    study.prepare = single.prepare = lambda settings: None
+
+
+def ablate(folder: Path, seeds: tuple[int, ...] = (1, 2), modes: tuple[str, ...] = ("baseline", "full")) -> int:
+    """The real command over stubbed runs; its exit code. For a forked process."""
+    stubbed()
     argv = ["--output_dir", str(folder), "--jobs", "1", "--seeds", *map(str, seeds), "--modes", *modes]
     return run_ablation_study.main(argv)
 
