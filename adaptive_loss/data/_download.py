@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ class Remote:
     by_hand: str
 
 
-def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
+def fetch(remote: Remote, target: Path, *, timeout: float, limit: float) -> None:
     """Download ``remote`` to ``target``: to a ``.part`` name first, checked, synced, then renamed.
 
     The caller holds the folder's :func:`~adaptive_loss.locks.file_lock`, so the ``.part`` name is this process's own.
@@ -46,6 +47,7 @@ def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
         remote: the file.
         target: where to put it; its folder exists.
         timeout: seconds the server may stay silent.
+        limit: seconds for the whole, so that a server that drips cannot hold it for ever.
 
     Raises:
         RunError: the server cannot be reached, or what came is not the expected file; nothing is left behind.
@@ -53,7 +55,7 @@ def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
     part = target.with_name(target.name + ".part")
     try:
         with part.open("wb") as file:
-            received, digest = _stream(remote, file, timeout)
+            received, digest = _stream(remote, file, timeout, limit)
             _check(remote, received, digest)
             file.flush()
             os.fsync(file.fileno())
@@ -67,11 +69,13 @@ def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
         part.unlink(missing_ok=True)
 
 
-def _stream(remote: Remote, file: IO[bytes], timeout: float) -> tuple[int, str]:
+def _stream(remote: Remote, file: IO[bytes], timeout: float, limit: float) -> tuple[int, str]:
     """Copy the answer into ``file``, one chunk beyond the expected size at most; its length and SHA-256."""
-    sha, received = hashlib.sha256(), 0
+    sha, received, deadline = hashlib.sha256(), 0, time.monotonic() + limit
     with urllib.request.urlopen(remote.url, timeout=timeout) as answer, _progress(remote) as report:
-        while received <= remote.size and (chunk := answer.read(CHUNK)):
+        while received <= remote.size and (chunk := answer.read1(CHUNK)):  # what has come
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not done after {limit:g} seconds")
             file.write(chunk)
             sha.update(chunk)
             received += len(chunk)

@@ -26,6 +26,7 @@ SIZE = 170_052_171
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 ARCHIVE = "cifar-10-binary.tar.gz"
 TIMEOUT_SECONDS = 30.0
+LIMIT_SECONDS = 2 * 3600.0
 SMALLEST_SUBSET = 10
 
 
@@ -110,7 +111,7 @@ def _download(root: Path) -> None:
         if folder.is_dir():
             return
         if not archive.is_file():
-            fetch(Remote(URL, SIZE, SHA256, by_hand), archive, timeout=TIMEOUT_SECONDS)
+            fetch(Remote(URL, SIZE, SHA256, by_hand), archive, timeout=TIMEOUT_SECONDS, limit=LIMIT_SECONDS)
         _unpack(archive, folder)
 
 
