@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adaptive_loss.records import provenance, write_atomic
-from tests.reliability import effort
 from tests.reliability.rows import Row
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 TABLE = ROOT / "docs" / "reliability.md"
 AT_A_TIME = 2
+QUICK = 10
+"""``--quick`` divides the trials by this."""
 LIMIT_S = 25 * 60
 """Seconds for one module; two at a time keep the whole within an hour."""
 
@@ -40,19 +41,22 @@ def _has_torture(file: Path) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name == "torture" for node in tree.body)
 
 
-def run(module: str, limit_s: float = LIMIT_S) -> list[Row]:
+def run(module: str, divisor: int = 1, limit_s: float = LIMIT_S) -> list[Row]:
     """The rows of one module, run in a process of its own; a module that fails or takes too long is a failed row.
 
     Args:
         module: its full dotted name.
+        divisor: of its trials.
         limit_s: seconds after which it is killed with everything that it started.
     """
     name = module.rpartition(".")[2]
     with tempfile.TemporaryDirectory() as folder:
         rows, said = Path(folder, "rows.json"), Path(folder, "said.txt")
-        command = [sys.executable, "-m", "tests.reliability.one", module, str(rows)]
+        command = [sys.executable, "-m", "tests.reliability.one", module, str(rows), str(divisor)]
         with said.open("wb") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=_environment(), stdout=output, stderr=output, start_new_session=True
+            )
             try:
                 code = process.wait(limit_s)
             except subprocess.TimeoutExpired:
@@ -65,11 +69,17 @@ def run(module: str, limit_s: float = LIMIT_S) -> list[Row]:
         return [Row(**row) for row in json.loads(rows.read_text(encoding="utf-8"))]
 
 
-def run_all(modules: Sequence[str], tell: Callable[[Row], None]) -> list[Row]:
+def _environment() -> dict[str, str]:
+    """One thread a process, and the helpers of the tests beside this checkout's package."""
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def run_all(modules: Sequence[str], tell: Callable[[Row], None], divisor: int = 1) -> list[Row]:
     """The rows of all modules in their order; each row is told as soon as its module is done."""
 
     def one(module: str) -> list[Row]:
-        rows = run(module)
+        rows = run(module, divisor)
         for row in rows:
             tell(row)
         return rows
@@ -109,17 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(find())}; all if none is named")
-    parser.add_argument("--quick", action="store_true", help=f"a {effort.QUICK}th of the trials")
+    parser.add_argument("--quick", action="store_true", help=f"a {QUICK}th of the trials")
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md; needs all modules")
     options = parser.parse_args(argv)
     if options.write and options.modules:
         parser.error("--write needs all modules; name none")
-    if options.quick:
-        os.environ[effort.VARIABLE] = str(effort.QUICK)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.monotonic()
     names = options.modules or find()
-    rows = run_all([f"tests.reliability.{name}" for name in names], lambda row: print(line(row), flush=True))
+    modules, divisor = [f"tests.reliability.{name}" for name in names], QUICK if options.quick else 1
+    rows = run_all(modules, lambda row: print(line(row), flush=True), divisor)
     if options.write:
         command = f"python -m tests.reliability{' --quick' if options.quick else ''} --write"
         write_atomic(TABLE, table(rows, command, (time.monotonic() - started) / 60))

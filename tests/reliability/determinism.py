@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.reliability.effort import trials
 from tests.reliability.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +24,9 @@ STUDIES = (
 )
 
 
-def torture() -> Row:
+def torture(number: int = 20) -> Row:
     """20 pairs of processes over five studies."""
-    return pairs(trials(20))
+    return pairs(number)
 
 
 def pairs(number: int) -> Row:

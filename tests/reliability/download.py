@@ -17,17 +17,16 @@ from adaptive_loss.data import _cifar10_files as files
 from adaptive_loss.data import cifar10_loader as cifar
 from adaptive_loss.errors import RunError
 from tests.cifar_archives import ARCHIVE, GOOD, HOSTILE, RECORDS, Server, packed
-from tests.reliability.effort import trials
 from tests.reliability.rows import Row
 from tests.reliability.stub_study import ended, forked
 
 PROCESSES = 8
 
 
-def torture() -> list[Row]:
+def torture(corruptions: int = 50, times: int = 10) -> list[Row]:
     """50 corruptions, every hostile archive, and ten times eight processes."""
     with open(os.devnull, "w") as nothing, mock.patch.object(sys, "stderr", nothing):
-        return [corrupted(trials(50)), hostile(), together(trials(10))]
+        return [corrupted(corruptions), hostile(), together(times)]
 
 
 def corrupted(number: int) -> Row:

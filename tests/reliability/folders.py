@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from adaptive_loss.trainer import train_phase1
-from tests.reliability.effort import trials
 from tests.reliability.kills import RESULTS
 from tests.reliability.rows import Row
 from tests.reliability.stub_study import STEPS, TRAININGS, ablate, ended, forked, stubbed
@@ -21,9 +20,8 @@ from tests.reliability.stub_study import STEPS, TRAININGS, ablate, ended, forked
 PROCESSES = 16
 
 
-def torture() -> list[Row]:
+def torture(times: int = 10) -> list[Row]:
     """Ten times 16 processes each: one study, one run, and studies in folders of their own."""
-    times = trials(10)
     return [studies(times), runs(times), apart(times)]
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from adaptive_loss.errors import RunError
 from adaptive_loss.ledger import FILE_NAME, record_of
 from adaptive_loss.records import read_results
-from tests.reliability.effort import trials
 from tests.reliability.rows import Row
 from tests.reliability.stub_study import TRAININGS, ablate, counting, ended, forked
 
@@ -26,9 +25,9 @@ Key = tuple[str, int]
 RESULTS = "ablation_results.csv"
 
 
-def torture() -> Row:
+def torture(kills: int = 200) -> Row:
     """200 kills, each followed by an inspection, and the same command until the study is done."""
-    return killed(trials(200))
+    return killed(kills)
 
 
 def killed(kills: int, seed: int = 0) -> Row:

@@ -10,15 +10,14 @@ from pathlib import Path
 
 from adaptive_loss.rebuild import curves, read_scalars
 from adaptive_loss.utils.logging import SCALARS, RunLogger
-from tests.reliability.effort import trials
 from tests.reliability.rows import Row
 
 Scalars = dict[str, list[tuple[int, float]]]
 
 
-def torture() -> Row:
+def torture(runs: int = 200) -> Row:
     """200 runs with extreme values and hostile names, every third of them cut off and resumed."""
-    return rebuilt(trials(200))
+    return rebuilt(runs)
 
 
 def rebuilt(runs: int, seed: int = 0) -> Row:

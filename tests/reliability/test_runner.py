@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import __main__ as runner
-from tests.reliability import effort
+from tests.reliability.one import divided
 from tests.reliability.rows import Row
 
 HEAD = "from tests.reliability.rows import Row\n\ndef torture():\n    "
@@ -46,18 +46,20 @@ def test_what_dies_or_hangs_is_a_failed_row(modules: Path) -> None:
     assert (row.failures, row.note) == (1, "not done within 1 s")
 
 
-def test_quick_divides_and_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(effort.VARIABLE, raising=False)
-    assert effort.trials(200) == 200
-    monkeypatch.setenv(effort.VARIABLE, "10")
-    assert [effort.trials(n) for n in (200, 5)] == [20, 1]
+def test_quick_divides_and_leaves_one(modules: Path) -> None:
+    def torture(kills: int = 200, times: int = 5, rules: tuple[str, ...] = ("dwa",)) -> None: ...
+
+    assert divided(torture, 1) == {"kills": 200, "times": 5}
+    assert divided(torture, 10) == {"kills": 20, "times": 1}
+    (modules / "counts.py").write_text(HEAD.replace("torture()", "torture(n: int = 50)") + "return Row('x', n, 0)")
+    assert runner.run("counts", 10) == [Row("x", 5, 0)]
 
 
 def test_a_failure_is_seen_in_line_table_and_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [Row("a <b> | c", 1000, 0), Row("d", 2, 1, "lost a row")]
-    monkeypatch.setattr(runner, "run_all", lambda modules, tell: [tell(row) or row for row in rows])
+    monkeypatch.setattr(runner, "run_all", lambda modules, tell, divisor: [tell(row) or row for row in rows])
     assert runner.main([]) == 1
     printed = capsys.readouterr().out
     assert "ok   a <b> | c: 1000 trials, 0 failures\n" in printed
