@@ -129,10 +129,14 @@ class Ledger:
         plain = json_ready(Row.of(row))
         if plain in self.rows():
             return
+        record = {"kind": "row", "row": plain}
+        if not _is_sound({"at": 0.0, **record}):
+            run = f"{plain['mode']} seed {plain['seed']}"
+            raise RunError(f"{self.folder}: the result of {run} holds what is no number; remove that run's folder")
         if self._pending is not None:
             self._append(self._pending)
             self._pending = None
-        self._append({"kind": "row", "row": plain})
+        self._append(record)
 
     def rows(self) -> list[Record]:
         """The last row of every mode and seed."""

@@ -30,6 +30,7 @@ from adaptive_loss.trainer import simple_ablation_analysis as analysis
 
 COLUMNS = analysis.COLUMNS
 PACKAGES = ("adaptive-loss", "torch", "numpy", "torchjd", "gymnasium", "scipy")
+FORMULA = tuple("=+-@＝＋－＠")  # the wide forms are formulas to some spreadsheets too
 _MODE = re.compile(r"[\w][\w.:/-]*")
 
 
@@ -116,7 +117,7 @@ def csv_cell(value: object) -> str:
         return ""
     if isinstance(value, str):
         text = analysis.printable(value)
-        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+        return f"'{text}" if text.lstrip()[:1] in FORMULA else text
     number = value.item() if hasattr(value, "item") else value  # type: ignore[union-attr]
     if isinstance(number, float):
         return repr(number) if math.isfinite(number) else ""

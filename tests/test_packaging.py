@@ -24,6 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOUNDATION = {"errors", "files", "locks", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "buckets": set(),
+    "cards": set(),
     "events": set(),
     "units": set(),
     "losses": {"buckets", "units"},
@@ -42,8 +43,8 @@ PARTS: dict[str, set[str]] = {
     "weighting": {"events", "knob", "signals", "lookahead"},
     "modulator": {"weighting"},
     "rl": {"signals"},
-    "meta_controller": {"modulator", "guards"},
-    "loss_monitor": {"modulator", "guards", "rl"},
+    "meta_controller": {"modulator", "guards", "cards"},
+    "loss_monitor": {"modulator", "guards", "rl", "cards"},
     "loss_executor": {
         "foreign_steps",
         "weigher",

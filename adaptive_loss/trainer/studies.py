@@ -197,6 +197,6 @@ def _with_spec(one: _OneRun, spec: Spec) -> tuple[Spec, Result]:
 def _read_json(path: Path) -> Result | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

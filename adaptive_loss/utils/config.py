@@ -124,8 +124,13 @@ def from_json(values: Mapping[str, Any]) -> RunConfig:
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"unknown configuration field {unknown[0]!r}; the fields are: {', '.join(sorted(known))}")
-    data_dir = Path(values.get("data_dir", RunConfig.data_dir))
-    return RunConfig(**{**values, "data_dir": data_dir, "weights": dict(values.get("weights", {}))})
+    try:
+        data_dir, weights = Path(values.get("data_dir", RunConfig.data_dir)), dict(values.get("weights", {}))
+    except (TypeError, ValueError):
+        raise UsageError(
+            "a stored configuration's data_dir is no text or its weights no table; it is damaged"
+        ) from None
+    return RunConfig(**{**values, "data_dir": data_dir, "weights": weights})
 
 
 def differences(there: RunConfig, here: RunConfig) -> list[str]:

@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.records import csv_cell, csv_line, json_dump, write_atomic
+from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 INTERVAL_S = 10.0
 SCALARS = "scalars.jsonl"
@@ -236,7 +237,7 @@ class _Lines:
         passed = self._last - self._start
         parts = [f"{self._description}: step {self._done}/{self._total}", self._text]
         parts.append(f"{self._done / passed:.1f} steps/s" if passed > 0 else "")
-        print(", ".join(part for part in parts if part), file=self._stream, flush=True)
+        print(printable(", ".join(part for part in parts if part)), file=self._stream, flush=True)
 
 
 class _Bar:
@@ -246,7 +247,7 @@ class _Bar:
         self._display, self._task = display, task
 
     def update(self, n: int = 1, text: str = "") -> None:
-        self._display.update(self._task, advance=n, **({"text": text} if text else {}))
+        self._display.update(self._task, advance=n, **({"text": printable(text)} if text else {}))
 
 
 @contextmanager
@@ -259,4 +260,4 @@ def _bar(total: int, description: str, stream: IO[str]) -> Iterator[Progress]:
     words, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)
     columns = (words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
     with Display(*columns, console=Console(file=stream)) as display:
-        yield _Bar(display, display.add_task(description, total=total, text=""))
+        yield _Bar(display, display.add_task(printable(description), total=total, text=""))
