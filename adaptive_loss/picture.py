@@ -48,7 +48,7 @@ def curves(run: Path, column: str) -> dict[str, list[float]]:
         terms = [name.removeprefix("loss_") for name in rows[0] if name.startswith("loss_") and rows[0][name]]
         series = {term: [float(row[f"{column}_{term}"]) for row in rows] for term in terms}
         return {"step": [float(row["step"]) for row in rows], **series}
-    except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RunError(f"{file} is damaged or has no epoch yet ({reason}); run it again") from None
 
