@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from adaptive_loss import guards as guard
 from adaptive_loss.buckets import Buckets
+from adaptive_loss.errors import UsageError
 from adaptive_loss.events import Event
 from adaptive_loss.foreign_steps import watch_steps
 from adaptive_loss.gradients import TermGradients, dense_values, leaves, total_norm
@@ -35,6 +36,12 @@ from adaptive_loss.weighting.base import NEEDS, PATIENCE, Context, Weighting
 
 _KEPT_EVENTS = 10_000
 _NO_LOSS = Rejection("no loss was given since the last step")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _uncompiled(method: _Method) -> _Method:
+    """Keep ``torch.compile`` out: numbers decide what is done, so it would compile anew at every step."""
+    return cast("_Method", torch.compiler.disable(method))
 
 
 class LossExecutor(nn.Module):
@@ -110,7 +117,6 @@ class LossExecutor(nn.Module):
         self.history = WeightHistory(self.terms.names)
         self.rejected_in_row = self.skipped_steps = self._epochs = 0
         self._start, self._active = self.terms.start_weights, self.terms.active
-        self._on = self._active.tolist()
         self._weigher = Weigher(self.terms, self.weighting, self.modulators, guards)
         self._weights = self._start.clone()
         self._gate = SpikeGate(n_terms, guards.spike_window)
@@ -185,6 +191,7 @@ class LossExecutor(nn.Module):
         """The weights found: ``final``, their ``mean`` over the run, and the ``schedule`` (at most ~1,000 points)."""
         return {"final": self.weights, **self.history.export()}
 
+    @_uncompiled
     def forward(self, losses: LossTerms | Buckets, *, tap: Tensor | Sequence[Tensor] | None = None) -> Tensor:
         """The weighted total of this step's losses, a scalar that ``backward()`` always accepts.
 
@@ -196,11 +203,11 @@ class LossExecutor(nn.Module):
                 probe's own graph does not pass through this step's features.
 
         Raises:
-            ValueError: the rule needs what it was not given.
+            UsageError: the rule needs what it was not given.
         """
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
-            return batch.total(self._weights if self.applies else self._start, self._on)
+            return batch.total(self._weights if self.applies else self._start, self._active)
         window = self._window = self._window or Window.opened(self._weights)
         if self._optimizer is None:
             window.leaves |= {id(leaf) for loss in batch.roots for leaf in leaves(loss)}
@@ -213,7 +220,7 @@ class LossExecutor(nn.Module):
         weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
-            return batch.stand_in() if self.applies else batch.total(self._start, self._on)
+            return batch.stand_in() if self.applies else batch.total(self._start, self._active)
         self._weights = weights.detach()
         total = self._total(batch, weights, context)
         window.add(batch, self._active)
@@ -221,6 +228,7 @@ class LossExecutor(nn.Module):
             self._look(window, batch, total, tap)
         return total
 
+    @_uncompiled
     def step(self, optimizer: Optimizer, *, scaler: torch.amp.GradScaler | None = None) -> StepRecord:
         """Check the gradients, step the optimizer and learn from the step; or skip it and say why.
 
@@ -284,12 +292,12 @@ class LossExecutor(nn.Module):
             if not tensor.requires_grad:
                 shape = f"tap[{place}], of shape {list(tensor.shape)},"
                 raise ValueError(f"{shape} needs no gradient: give features or parameters that are trained")
-        return None if at is None else TermGradients(batch.live(self._on), self._start, at)
+        return None if at is None else TermGradients(batch.live(self._active), self._start, at)
 
     def _check_needs(self, context: Context) -> None:
         unmet = self.weighting.unmet(context)
         if unmet is not None:
-            raise ValueError(unmet)
+            raise UsageError(unmet)
         if "epochs" in self.weighting.needs and context.step == PATIENCE and not self._epochs:
             self._tell("epochs", f"weighting {self.weighting.name!r} needs epochs: {NEEDS['epochs']}")
 
@@ -313,15 +321,13 @@ class LossExecutor(nn.Module):
 
     def _total(self, batch: StepLosses, weights: Tensor, context: Context) -> Tensor:
         if not self.applies:
-            return batch.total(self._start, self._on)
-        total = batch.total(weights, self._on)
-        penalty = self.weighting.penalty(context)
-        return total if penalty is None else total + penalty.to(total.device, total.dtype)
+            return batch.total(self._start, self._active)
+        return batch.total(weights, self._active, self.weighting.penalty(context))
 
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
         if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
             return
-        live, probe = batch.live(self._on), self._objective.probe
+        live, probe = batch.live(self._active), self._objective.probe
         tapped, base = _as_list(tap), self.terms.base_index
         tapped = tapped if tapped and all(isinstance(tensor, nn.Parameter) for tensor in tapped) else None
         window.probe_state = self._objective.state_dict()

@@ -19,6 +19,8 @@ from adaptive_loss.errors import RunError
 from adaptive_loss.files import sync_folder
 
 CHUNK = 1 << 18
+LIMIT_SECONDS = 2 * 3600.0
+"""For a whole download: 24 kB a second of the largest one."""
 
 
 @dataclass(frozen=True)
