@@ -22,7 +22,9 @@ def test_showing_results_asks_no_network() -> None:
 
 
 def test_importing_the_package_does_nothing() -> None:
-    assert imports.did("adaptive_loss") == []
+    assert imports.did(["adaptive_loss"]) == {"adaptive_loss": []}
+    row = imports.watched(["adaptive_loss.loss_executor", "adaptive_loss.trainer.loop", "adaptive_loss.cli"])
+    assert row.failures == 0, row.note
     assert {"adaptive_loss.ledger", "adaptive_loss.weighting.dwa"} <= set(imports.modules())
 
 
@@ -38,4 +40,4 @@ def test_importing_the_package_does_nothing() -> None:
 def test_the_watch_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, what: str) -> None:
     (tmp_path / "guilty.py").write_text(line)
     monkeypatch.setattr(imports, "ROOT", tmp_path)
-    assert any(what in fault for fault in imports.did("guilty"))
+    assert any(what in fault for fault in imports.did(["guilty"])["guilty"])
