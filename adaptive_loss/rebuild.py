@@ -1,6 +1,6 @@
 """What can be derived, derived again: ``adaptive-loss rebuild results/ablation_study``.
 
-A study's csv and json come from its ledger, a run's TensorBoard files from its ``scalars.jsonl``.
+A study's csv and json come from its ledger, a run's TensorBoard files from the ``scalars.jsonl`` beside them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.logging import SCALARS
 
 PROG = "adaptive-loss rebuild"
-NEW, OLD = ".tb.new", ".tb.old"
+NEW = ".tb.new"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def rebuild(folder: Path) -> list[Path]:
         UsageError: the folder holds neither, or the results' place is taken by somebody else's file.
         RunError: another process is at it, or what it would be derived from is damaged.
     """
-    runs = [file.parent for file in sorted(folder.rglob(SCALARS))]
+    runs = [file.parents[1] for file in sorted(folder.rglob(SCALARS))]
     if not runs and not (folder / ledger.FILE_NAME).is_file():
         raise UsageError(f"{folder} holds neither {ledger.FILE_NAME} nor {SCALARS}; name a study's folder or a run's")
     return [*_results(folder), *(curves(run) for run in runs)]
@@ -70,7 +70,7 @@ def _is_results(file: Path) -> bool:
 
 
 def curves(run: Path) -> Path:
-    """Replace ``tb/`` of a run's folder by what ``scalars.jsonl`` says; the folder ``tb``.
+    """Replace the TensorBoard files of a run's folder by what ``tb/scalars.jsonl`` says; the folder ``tb``.
 
     Every scalar is there again with its step; the times of day are new.
 
@@ -79,19 +79,20 @@ def curves(run: Path) -> Path:
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    _check_no_links(run, (SCALARS, RUNNING, NEW, OLD))
+    tb = (run / SCALARS).parent
+    _check_no_links(run, (tb.name, SCALARS, RUNNING, NEW))
     with run_lock(run):
-        for left in (NEW, OLD):
-            shutil.rmtree(run / left, ignore_errors=True)
+        shutil.rmtree(run / NEW, ignore_errors=True)
         with SummaryWriter(str(run / NEW)) as writer:
             for step, values in read_scalars(run / SCALARS):
                 for tag, value in values.items():
                     writer.add_scalar(tag, value, step)
-        if (run / "tb").exists():
-            (run / "tb").rename(run / OLD)
-        (run / NEW).rename(run / "tb")
-        shutil.rmtree(run / OLD, ignore_errors=True)
-    return run / "tb"
+        for old in tb.glob("events.out.tfevents.*"):
+            old.unlink()
+        for new in (run / NEW).iterdir():
+            new.rename(tb / new.name)
+        (run / NEW).rmdir()
+    return tb
 
 
 def _check_no_links(folder: Path, names: Sequence[str]) -> None:

@@ -52,12 +52,13 @@ def test_a_run_s_old_curves_are_replaced(run: Path) -> None:
     pytest.importorskip("tensorboard")
     from tests.reliability.tensorboard_files import shown
 
-    for left in ("tb", ".tb.new", ".tb.old"):
-        (run / left).mkdir()
-        (run / left / "old").touch()
+    (run / ".tb.new").mkdir()
+    for left in ("tb/events.out.tfevents.1.a.1.0", ".tb.new/old", "tb/notes.txt"):
+        (run / left).write_text("old")
     assert rebuild(run) == [run / "tb"]
     assert shown(run / "tb") == {"loss/ce": [(10, 0.5), (20, 0.25)], "weight/ce": [(20, 1.0)]}
-    assert sorted(os.listdir(run)) == ["events.jsonl", "metrics.csv", SCALARS, "tb"]
+    assert sorted(os.listdir(run)) == ["events.jsonl", "metrics.csv", "tb"]
+    assert len(os.listdir(run / "tb")) == 3
 
 
 def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_named(run: Path) -> None:

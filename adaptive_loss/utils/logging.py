@@ -1,6 +1,6 @@
 """What a run says while it runs: metrics as CSV, events and curves as JSON lines, one progress line.
 
-The CSV and the JSON lines are the truth; the TensorBoard files are a view of ``scalars.jsonl``, and
+The CSV and the JSON lines are the truth; the TensorBoard files are a view of ``tb/scalars.jsonl`` beside them, and
 ``adaptive-loss rebuild`` makes them anew.
 """
 
@@ -23,11 +23,11 @@ from adaptive_loss.records import csv_cell, csv_line, json_dump, write_atomic
 from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 INTERVAL_S = 10.0
-SCALARS = "scalars.jsonl"
+SCALARS = "tb/scalars.jsonl"
 
 
 class RunLogger:
-    """Writes a run's ``metrics.csv``, ``events.jsonl``, ``scalars.jsonl`` and ``tb/`` into one folder, line by line.
+    """Writes a run's ``metrics.csv``, ``events.jsonl`` and the curves in ``tb/`` into one folder, each line at once.
 
     An existing folder is continued: a line torn by a kill is cut off, and the metrics keep their columns.
 
@@ -64,7 +64,7 @@ class RunLogger:
         self._writer: Any = None
         self._columns: list[str] | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / SCALARS).parent.mkdir(parents=True, exist_ok=True)
             self._columns = self._continue_metrics()
             for name in ("events.jsonl", SCALARS):
                 self._continue_lines(self.folder / name)
@@ -96,7 +96,7 @@ class RunLogger:
         self._append(self._events, line)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the finite ones of ``values`` at ``step`` to ``scalars.jsonl``, and show them in TensorBoard."""
+        """Append the finite ones of ``values`` at ``step`` to ``tb/scalars.jsonl``, and show them in TensorBoard."""
         finite = {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
         self._append(self._scalars, json_dump({"step": step, "values": finite}, indent=None))
         if self._writer is None and self._tensorboard:

@@ -154,7 +154,7 @@ def _json(folder: Path, name: str) -> str | None:
     with RunLogger(folder, tensorboard=False) as log:
         log.event(1, name, name, value=dict(zip("abcdef", NUMBERS, strict=True)))
         log.scalars(1, {name: 0.5})
-    for file, found in (("events.jsonl", "reason"), ("scalars.jsonl", "values")):
+    for file, found in (("events.jsonl", "reason"), ("tb/scalars.jsonl", "values")):
         content = (folder / file).read_bytes()
         record = json.loads(content, parse_constant=lambda constant: 1 / 0)
         if content.count(b"\n") != 1 or not content.isascii() or name not in record[found]:

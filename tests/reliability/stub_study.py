@@ -26,7 +26,7 @@ STEPS = (1, 2)
 def train(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
     """Stands for ``trainer.loop.run``: the same files in the same order, and a line in the study's trainings.txt."""
     write_atomic(folder / "config.json", json_dump(to_json(config)))
-    for stale in ("metrics.csv", "events.jsonl", "scalars.jsonl"):
+    for stale in ("metrics.csv", "events.jsonl", "tb/scalars.jsonl"):
         (folder / stale).unlink(missing_ok=True)
     with RunLogger(folder, tensorboard=False) as log:
         for step in STEPS:

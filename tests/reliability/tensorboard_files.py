@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from adaptive_loss.rebuild import curves, read_scalars
@@ -74,11 +72,9 @@ def _resumed(run: Path, dice: random.Random) -> None:
 
 def _spoil(folder: Path, dice: random.Random) -> None:
     """What TensorBoard's files do not survive: a flipped byte, or that they are gone."""
-    files: Iterator[Path] = folder.iterdir()
-    if dice.random() < 0.5:
-        shutil.rmtree(folder)
-        return
-    for file in files:
+    for file in folder.glob("events.out.tfevents.*"):
         content = bytearray(file.read_bytes())
         content[dice.randrange(len(content))] ^= 0xFF
         file.write_bytes(content)
+        if dice.random() < 0.5:
+            file.unlink()
