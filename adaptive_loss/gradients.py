@@ -223,5 +223,10 @@ def dense_values(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> float:
-    """Euclidean norm of all gradients together, 0 for none; one transfer to the host."""
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    """Euclidean norm of all gradients together, 0 for none, taken at least in float32; one transfer to the host."""
+    return float(torch.nn.utils.get_total_norm([_at_least_float32(g) for g in gradients])) if gradients else 0.0
+
+
+def _at_least_float32(gradient: Tensor) -> Tensor:
+    """The gradient itself, or the norm of one in half precision, which could not hold it: the total is the same."""
+    return gradient if gradient.element_size() >= 4 else torch.linalg.vector_norm(gradient, dtype=torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 
@@ -211,6 +211,12 @@ class StepLosses:
         rest = torch.zeros(()) if penalty is None else penalty
         dtype = functools.reduce(torch.promote_types, (loss.dtype for loss in self.roots))
         return torch.cat([weights, rest.reshape(1).to(weights)]).to(self.roots[0].device, dtype)
+
+    def without(self, out: Tensor) -> StepLosses:
+        """The same losses, those in ``out``, [K] bool, absent."""
+        kept = [None if gone else tensor for tensor, gone in zip(self.tensors, out.tolist(), strict=False)]
+        values = torch.where(out, torch.nan, self.values)
+        return replace(self, tensors=tuple(kept), values=values, present=self.present & ~out)
 
     def stand_in(self) -> Tensor:
         """A 0 that ``backward()`` accepts and that reaches no parameter: 0 · NaN would still be NaN."""

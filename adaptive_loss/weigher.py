@@ -54,7 +54,7 @@ class Weigher:
         raw = ruled * self._gain()
         bad = first_bad_weight(raw, self.terms.active)
         if bad is not None:
-            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad])
+            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad], "weight")
         if self.modulators and self.terms.base is None and raw.any():
             raw = raw * (ruled.sum() / raw.sum())
         if window.weights is None:
