@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from adaptive_loss import records
+from adaptive_loss import records, trainer
 from adaptive_loss.records import json_dump, write_atomic
 from adaptive_loss.trainer import run_ablation_study, single, study
 from adaptive_loss.utils.config import RunConfig, to_json
@@ -45,7 +45,8 @@ def stubbed() -> None:
     """From now on this process trains by :func:`train` and loads no data."""
     loop = ModuleType("adaptive_loss.trainer.loop")
     loop.run = train  # type: ignore[attr-defined]
-    sys.modules["adaptive_loss.trainer.loop"] = loop
+    # Where another test has imported the real one, the package has it as an attribute too.
+    sys.modules["adaptive_loss.trainer.loop"] = trainer.loop = loop  # type: ignore[attr-defined]
     study.prepare = single.prepare = lambda settings: None
 
 
