@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaptive_loss import guards as guard
+from adaptive_loss import parallel as ranks
 from adaptive_loss.buckets import Buckets
 from adaptive_loss.events import Event
 from adaptive_loss.foreign_steps import watch_steps
@@ -33,8 +34,12 @@ from adaptive_loss.weigher import Weigher
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import NEEDS, PATIENCE, Context, Weighting
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _KEPT_EVENTS = 10_000
 _NO_LOSS = Rejection("no loss was given since the last step")
+_ELSEWHERE = Rejection("another rank rejected the step")
 
 
 class LossExecutor(nn.Module):
@@ -59,6 +64,8 @@ class LossExecutor(nn.Module):
         schedule: when to look ahead.
         reductions: name → how that term's loss was reduced; the term then counts in nats per example, so that its
             weight means the same at every image and batch size.
+        parallel: which ranks find the weights together where torch.distributed runs: True for all, a process group for
+            its own, False for none but this one.
 
     Raises:
         ValueError, KeyError, TypeError: what the user got wrong, with the term and the fix.
@@ -91,6 +98,7 @@ class LossExecutor(nn.Module):
         seed: int = 0,
         schedule: Schedule = Schedule(),
         reductions: Mapping[str, Reduction] | None = None,
+        parallel: bool | ProcessGroup = True,
     ) -> None:
         super().__init__()
         if total_steps is not None and not total_steps >= 1:
@@ -103,7 +111,7 @@ class LossExecutor(nn.Module):
         self.modulators = ((SetPoint(REACH),) if holds else ()) + tuple(modulators)
         self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
-        self.schedule = schedule
+        self.schedule, self.parallel = schedule, parallel
         for modulator in self.modulators:
             modulator.bind(self.terms, total_steps, seed)
         self.signals = Signals(n_terms, total_steps)
@@ -142,11 +150,12 @@ class LossExecutor(nn.Module):
         seed: int = 0,
         policy: str | Path | None = None,
         reductions: Mapping[str, Reduction] | None = None,
+        parallel: bool | ProcessGroup = True,
     ) -> LossExecutor:
         """The whole system in one call: executor, controller, and the monitor as far as its evidence allows.
 
         Args:
-            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions: as for the class.
+            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions, parallel: as for the class.
             policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
         from adaptive_loss.loss_monitor import LossMonitor
@@ -164,6 +173,7 @@ class LossExecutor(nn.Module):
             apply=apply,
             seed=seed,
             reductions=reductions,
+            parallel=parallel,
         )
 
     @property
@@ -201,6 +211,9 @@ class LossExecutor(nn.Module):
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
             return batch.total(self._weights if self.applies else self._start, self._on)
+        group = self._group
+        if group is not None:
+            batch = batch.with_all_ranks(*ranks.mean_where(batch.values, batch.present, group))
         window = self._window = self._window or Window.opened(self._weights)
         if self._optimizer is None:
             window.leaves |= {id(leaf) for loss in batch.roots for leaf in leaves(loss)}
@@ -211,6 +224,8 @@ class LossExecutor(nn.Module):
         )
         self._check_needs(context)
         weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
+        if not ranks.all_accept(None if isinstance(weights, Rejection) else weights.detach(), len(self._on), group):
+            weights = weights if isinstance(weights, Rejection) else _ELSEWHERE
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
             return batch.stand_in() if self.applies else batch.total(self._start, self._on)
@@ -237,8 +252,9 @@ class LossExecutor(nn.Module):
         scales = scaler is not None and scaler.is_enabled() and bool(gradients)
         if scaler is not None and scales:
             scaler.unscale_(optimizer)
+            ranks.share_overflow(scaler, optimizer, self._group)
         dense = dense_values(gradients)
-        norm = guard.largest_norm(dense, total_norm(dense))
+        norm = ranks.greatest_norm(guard.largest_norm(dense, total_norm(dense)), self._group)
         overflow = not math.isfinite(norm)
         if overflow and not scales and self.applies:
             rejection = Rejection("the gradient is not finite", self._largest(window))
@@ -263,8 +279,12 @@ class LossExecutor(nn.Module):
         return self._accept(window, norm, clipped, float(optimizer.param_groups[0]["lr"]))
 
     def end_epoch(self, **metrics: float) -> None:
-        """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data."""
+        """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data.
+
+        Of several ranks all must call it; the two are then means over the ranks that give them.
+        """
         self._epochs += 1
+        metrics = ranks.mean_metrics(metrics, self._group)
         self.weighting.end_epoch(metrics)
         context = self._context(self._active)
         for modulator in self.modulators:
@@ -284,7 +304,12 @@ class LossExecutor(nn.Module):
             if not tensor.requires_grad:
                 shape = f"tap[{place}], of shape {list(tensor.shape)},"
                 raise ValueError(f"{shape} needs no gradient: give features or parameters that are trained")
-        return None if at is None else TermGradients(batch.live(self._on), self._start, at)
+            if ranks.is_split(tensor) and "gradients" in self.weighting.needs:
+                raise ValueError(
+                    f"weighting {self.weighting.name!r} cannot take gradients at parameters that fully_shard has split: "
+                    "give features or the output as tap"
+                )
+        return None if at is None else TermGradients(batch.live(self._on), self._start, at, self._group)
 
     def _check_needs(self, context: Context) -> None:
         unmet = self.weighting.unmet(context)
@@ -314,7 +339,10 @@ class LossExecutor(nn.Module):
     def _total(self, batch: StepLosses, weights: Tensor, context: Context) -> Tensor:
         if not self.applies:
             return batch.total(self._start, self._on)
-        total = batch.total(weights, self._on)
+        alone = self._group is None or not weights.requires_grad
+        total = batch.total(weights if alone else weights.detach(), self._on)
+        if not alone:
+            total = total + _learned(weights, batch.values).to(total.device, total.dtype)
         penalty = self.weighting.penalty(context)
         return total if penalty is None else total + penalty.to(total.device, total.dtype)
 
@@ -327,15 +355,17 @@ class LossExecutor(nn.Module):
         window.probe_state = self._objective.state_dict()
         try:
             if self._optimizer is None:
-                window.look_later = measure_later(live, self._weights, probe, tapped, base)
+                window.look_later = measure_later(live, self._weights, probe, tapped, base, self._group)
             else:
                 at = tapped or self._moved(self._optimizer)
-                window.look = measure(live, self._weights, probe, at, self._optimizer, base)
+                window.look = measure(live, self._weights, probe, at, self._optimizer, base, self._group)
         except GraphLost as error:
-            self._can_look = False
-            self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
-            return
+            return self._stop_looking(error)
         window.train = float(total.detach()) if base is None or live[base] is None else float(batch.values[base])
+
+    def _stop_looking(self, error: GraphLost) -> None:
+        self._can_look = False
+        self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
 
     def _moved(self, optimizer: Optimizer) -> list[Tensor]:
         """The model's parameters."""
@@ -344,7 +374,10 @@ class LossExecutor(nn.Module):
 
     def _finish_look(self, window: Window, optimizer: Optimizer) -> None:
         if window.look_later is not None:
-            window.look = window.look_later(self._moved(optimizer), optimizer)
+            try:
+                window.look = window.look_later(self._moved(optimizer), optimizer)
+            except GraphLost as error:
+                self._stop_looking(error)
             window.look_later = None
 
     # ---- one optimizer step -----------------------------------------------------------------------------------
@@ -446,9 +479,19 @@ class LossExecutor(nn.Module):
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
+    @property
+    def _group(self) -> ranks.Group:
+        return ranks.group_of(self.parallel)
+
     def _context(self, present: Tensor, looked: bool = False) -> Context:
-        objective = None if self._objective is None else self._objective.value
-        return Context(self.signals.step, present, self.signals, self._weights, self._start, looked, objective)
+        objective = None if self._objective is None else self._mean_objective
+        return Context(
+            self.signals.step, present, self.signals, self._weights, self._start, looked, objective, group=self._group
+        )
+
+    def _mean_objective(self) -> float:
+        assert self._objective is not None
+        return ranks.mean(self._objective.value(), self._group)
 
     def _revert(self, window: Window) -> None:
         """Go back to where the last accepted step left weights and probe."""
@@ -520,6 +563,11 @@ class LossExecutor(nn.Module):
 
 def _as_list(tap: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
     return None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
+
+
+def _learned(weights: Tensor, values: Tensor) -> Tensor:
+    """0, through which a rule's parameters learn from the mean losses of all ranks and so stay alike on all of them."""
+    return ((weights - weights.detach()) * values.nan_to_num(0.0, 0.0, 0.0)).sum()
 
 
 def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:

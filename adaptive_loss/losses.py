@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 
@@ -177,6 +177,10 @@ class StepLosses:
     values: Tensor
     present: Tensor
 
+    def with_all_ranks(self, values: Tensor, present: Tensor) -> StepLosses:
+        """The same live tensors with the [K] values, and the presence, that all ranks have together."""
+        return replace(self, values=values, present=present)
+
     @property
     def roots(self) -> list[Tensor]:
         """The live tensors that are there."""
@@ -211,6 +215,11 @@ class StepBuckets(StepLosses):
     """
 
     means: Tensor
+
+    def with_all_ranks(self, values: Tensor, present: Tensor) -> StepLosses:
+        """As for others; a bucket that is empty here but not on all ranks counts as 0 here."""
+        means = self.means.where(self.present.to(self.means.device), 0.0)
+        return replace(self, values=values, present=present, means=means)
 
     @property
     def roots(self) -> list[Tensor]:
