@@ -111,7 +111,7 @@ class LossExecutor(nn.Module):
         self.modulators = ((SetPoint(REACH),) if holds else ()) + tuple(modulators)
         self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
-        self.schedule, self.parallel = schedule, parallel
+        self.schedule, self.parallel = schedule, ranks.checked(parallel)
         for modulator in self.modulators:
             modulator.bind(self.terms, total_steps, seed)
         self.signals = Signals(n_terms, total_steps)
@@ -223,9 +223,7 @@ class LossExecutor(nn.Module):
             first=window.weights is None,
         )
         self._check_needs(context)
-        weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
-        if not ranks.all_accept(None if isinstance(weights, Rejection) else weights.detach(), len(self._on), group):
-            weights = weights if isinstance(weights, Rejection) else _ELSEWHERE
+        weights = self._agreed(self._examine(batch) or self._weigher.weigh(batch, context, window))
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
             return batch.stand_in() if self.applies else batch.total(self._start, self._on)
@@ -304,11 +302,6 @@ class LossExecutor(nn.Module):
             if not tensor.requires_grad:
                 shape = f"tap[{place}], of shape {list(tensor.shape)},"
                 raise ValueError(f"{shape} needs no gradient: give features or parameters that are trained")
-            if ranks.is_split(tensor) and "gradients" in self.weighting.needs:
-                raise ValueError(
-                    f"weighting {self.weighting.name!r} cannot take gradients at parameters that fully_shard has split: "
-                    "give features or the output as tap"
-                )
         return None if at is None else TermGradients(batch.live(self._on), self._start, at, self._group)
 
     def _check_needs(self, context: Context) -> None:
@@ -329,6 +322,12 @@ class LossExecutor(nn.Module):
         value, limit = float(batch.values[worst]), float(self._gate.limits[worst])
         reason = f"the loss jumped to {value:.6g}, its limit is {limit:.6g} (Guards(spikes=False) lets jumps pass)"
         return Rejection(reason, self.terms.names[worst])
+
+    def _agreed(self, found: Tensor | Rejection) -> Tensor | Rejection:
+        """The weights, where every rank has found them; else why the step is rejected, which it is on every rank."""
+        own = None if isinstance(found, Rejection) else found.detach()
+        accepted = ranks.all_accept(own, len(self._on), self._group)
+        return found if accepted or own is None else _ELSEWHERE
 
     def _reject_batch(self, window: Window, rejection: Rejection) -> None:
         # While nobody is known to step the optimizer, no later batch shows that the window has ended.
@@ -361,7 +360,8 @@ class LossExecutor(nn.Module):
                 window.look = measure(live, self._weights, probe, at, self._optimizer, base, self._group)
         except GraphLost as error:
             return self._stop_looking(error)
-        window.train = float(total.detach()) if base is None or live[base] is None else float(batch.values[base])
+        by_base = base is not None and bool(batch.present[base])
+        window.train = float(batch.values[base]) if by_base else ranks.mean(float(total.detach()), self._group)
 
     def _stop_looking(self, error: GraphLost) -> None:
         self._can_look = False
@@ -464,7 +464,9 @@ class LossExecutor(nn.Module):
         if window is None:
             return
         held = {id(p) for p in moved(optimizer)}
-        if not (window.leaves & held if self._optimizer is None else optimizer is self._optimizer):
+        # What fully_shard has split is no leaf of any graph.
+        mine = window.leaves & held or any(ranks.is_split(p) for p in moved(optimizer))
+        if not (mine if self._optimizer is None else optimizer is self._optimizer):
             return
         self._window = None
         self._tell("own_step", "the optimizer was stepped outside executor.step(): gradients are not checked")

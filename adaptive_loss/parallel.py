@@ -25,6 +25,19 @@ Group: TypeAlias = "ProcessGroup | None"
 _METRICS = ("select_loss", "select_accuracy")
 
 
+def checked(parallel: bool | ProcessGroup) -> bool | ProcessGroup:
+    """The setting itself.
+
+    Raises:
+        TypeError: it is neither True nor False nor a process group.
+    """
+    # Of a group that a rank is no member of, PyTorch gives it a number.
+    if not isinstance(parallel, int) and not (dist.is_available() and isinstance(parallel, dist.ProcessGroup)):
+        kind = type(parallel).__name__
+        raise TypeError(f"parallel is a {kind}: give True, False or a process group, such as mesh.get_group()")
+    return parallel
+
+
 def group_of(parallel: bool | ProcessGroup) -> Group:
     """The ranks that an executor's setting means now; None where there is one process.
 

@@ -72,11 +72,11 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], deadline: float) -> bool:
 
 
 def main(job: str, rank: str, size: str, folder: str, seconds: str, arguments: str) -> None:
-    """One rank."""
-    log = Path(folder, f"{rank}.log").open("w", encoding="utf-8")
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    faulthandler.dump_traceback_later(max(float(seconds) - 5, 1), file=log)
+    """One rank: what it writes goes into its log, and where it stands when its time is almost up."""
+    with Path(folder, f"{rank}.log").open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    faulthandler.dump_traceback_later(max(float(seconds) - 5, 1))
     import torch
     import torch.distributed as dist
 
