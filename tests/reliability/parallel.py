@@ -41,35 +41,59 @@ def apart(name: str, ranks: Sequence[Mapping[str, Any]]) -> str | None:
         return f"{name}: {first['refused']}"
     if any(told["digest"] != first["digest"] or told.get("state") != first.get("state") for told in ranks):
         return f"{name}: the ranks' weights, parameters or states differ"
-    far = max(first["weights"], first["parameters"])
-    near = far <= NEAR or name.partition(" at ")[0] in BY_TOLERANCE
-    return None if near else f"{name}: {far:.1e} from one process"
+    near = distance(first) <= NEAR or name.partition(" at ")[0] in BY_TOLERANCE
+    return None if near else f"{name}: {distance(first):.1e} from one process"
+
+
+def distance(told: Mapping[str, Any]) -> float:
+    """Of a run from the same in one process: weights relative to their size above 1, parameters absolute."""
+    return max(told.get("weights", 0.0), told.get("parameters", 0.0))
 
 
 def torture() -> Row:
     """All ranks find one set of weights, that of one process, and decide alike whatever goes wrong on one of them."""
-    found = [*_comparisons(), *_faults()]
+    runs = [*systems(), *every_rule()]
+    found = [*(apart(name, ranks) for name, ranks in runs), *faults()]
     broken = [line for line in found if line is not None]
     print(*broken, sep="\n")
+    far = max(distance(ranks[0]) for name, ranks in runs if name.partition(" at ")[0] not in BY_TOLERANCE)
     return Row(
-        "data parallel: bit-equal weights on all ranks, one process's ≤ 1e-10; one decision",
+        "data parallel: weights bit-equal on all ranks, ≤ 1e-10 from one process; one decision",
         len(found),
         len(broken),
-        f"{len(SYSTEMS)} systems of {STEPS} steps, every rule {SHORT} steps, {TRIALS} faults; {SIZES} ranks over gloo",
+        f"{STEPS} steps of {len(SYSTEMS)} systems, {SHORT} of every rule, {TRIALS} faults; furthest {far:.1e}",
     )
 
 
-def _comparisons() -> Iterator[str | None]:
+Run = tuple[str, list[Mapping[str, Any]]]
+"""A run's name, and what each rank tells of it."""
+
+
+def systems() -> Iterator[Run]:
+    """Controller, monitor and probe over several rules."""
     for size in SIZES:
-        systems, rules = "tests.reliability.parallel_system:system", "tests.reliability.parallel_jobs:rules"
-        launches = [launch(systems, size, LIMIT, rules=[rule], steps=STEPS) for rule in SYSTEMS]
-        launches += [launch(rules, size, LIMIT, cases=cases(w), steps=SHORT, wrap=w) for w in ("ddp", "fsdp")]
-        for ranks in launches:
-            yield from (apart(name, [told[name] for told in ranks]) for name in ranks[0])
+        for rule in SYSTEMS:
+            yield from _runs("tests.reliability.parallel_system:system", size, rules=[rule], steps=STEPS)
 
 
-def _faults() -> Iterator[str | None]:
-    """Half of the trials with each number of ranks, a quarter of them under ``fully_shard``; a hang is a failure."""
+def every_rule() -> Iterator[Run]:
+    """Under DDP and under ``fully_shard``."""
+    for size in SIZES:
+        for wrap in ("ddp", "fsdp"):
+            yield from _runs("tests.reliability.parallel_jobs:rules", size, cases=cases(wrap), steps=SHORT, wrap=wrap)
+
+
+def _runs(job: str, size: int, **arguments: Any) -> Iterator[Run]:
+    try:
+        ranks = launch(job, size, LIMIT, **arguments)
+    except RuntimeError as error:  # a hang is one
+        yield job, [{"refused": str(error)}]
+        return
+    yield from ((name, [told[name] for told in ranks]) for name in ranks[0])
+
+
+def faults() -> Iterator[str | None]:
+    """What each trial did wrong: half with each number of ranks, a quarter under ``fully_shard``."""
     for start in range(0, TRIALS, CHUNK):
         number, trials = start // CHUNK, list(range(start, start + CHUNK))
         size, wrap = SIZES[number % 2], "fsdp" if number % 4 == 3 else "ddp"
@@ -77,8 +101,8 @@ def _faults() -> Iterator[str | None]:
             ranks = launch("tests.reliability.parallel_faults:faults", size, LIMIT, trials=trials, wrap=wrap)
         except RuntimeError as error:
             yield from [f"trials {start} to {start + CHUNK - 1}: {error}"] * CHUNK
-            continue
-        yield from (wrong(told) for told in zip(*ranks, strict=True))
+        else:
+            yield from (wrong(told) for told in zip(*ranks, strict=True))
 
 
 if __name__ == "__main__":

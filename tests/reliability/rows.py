@@ -1,4 +1,4 @@
-"""One line of the reliability table."""
+"""What a torture module gives back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """What a torture test found.
-
-    Args:
-        promise: what is promised.
-        trials: how often it was tried.
-        failures: how often it was broken.
-        note: the numbers measured.
-    """
+    """One line of the table: what is promised, how often it was tried, how often it failed."""
 
     promise: str
     trials: int
