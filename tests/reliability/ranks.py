@@ -81,9 +81,8 @@ def main(job: str, rank: str, size: str, folder: str, seconds: str, arguments: s
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"file://{folder}/meet", timeout=timedelta(seconds=30), rank=int(rank), world_size=int(size)
-    )
+    limit = timedelta(seconds=float(seconds))  # one rank may wait long while another runs alone
+    dist.init_process_group("gloo", f"file://{folder}/meet", timeout=limit, rank=int(rank), world_size=int(size))
     module, _, function = job.partition(":")
     found = getattr(importlib.import_module(module), function)(**json.loads(arguments))
     Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
