@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adaptive_loss.errors import UsageError
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -86,7 +88,7 @@ def mean(value: float, group: Group) -> float:
     return float(summed(torch.tensor([value], dtype=torch.float64), group)) / size_of(group)
 
 
-def greatest_norm(norm: float, group: Group) -> float:
+def worst_norm(norm: float, group: Group) -> float:
     """The greatest norm over ranks; ∞ where it is not finite on some, so that all skip the same step."""
     return norm if group is None else float(greatest(torch.tensor([norm], dtype=torch.float64), group))
 
@@ -109,7 +111,7 @@ def all_accept(weights: Tensor | None, n_terms: int, group: Group) -> bool:
         n_terms: K.
 
     Raises:
-        ValueError: on every rank, where their weights are not the same to the last bit.
+        UsageError: on every rank, where their weights are not the same to the last bit.
     """
     if group is None:
         return weights is not None
@@ -118,7 +120,7 @@ def all_accept(weights: Tensor | None, n_terms: int, group: Group) -> bool:
     if torch.isinf(top).any():
         return False
     if not torch.equal(top, -bottom):
-        raise ValueError(
+        raise UsageError(
             "the ranks found different weights: make the executor alike on all of them, seed included, load the same "
             "state, and tell its rule the same; parallel=False keeps each rank's weights its own"
         )

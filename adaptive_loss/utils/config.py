@@ -13,6 +13,8 @@ from adaptive_loss.errors import UsageError
 
 # Where the data lies and what computes it do not change what a run is, so they may differ when it is resumed.
 NOT_IDENTITY = ("data_dir", "device", "threads")
+# Fields that name a plug-in; written with hyphens they mean the same, so they are the same run.
+NAMES = ("task", "dataset", "model", "objective", "weighting", "mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,11 @@ class Settings:
     task: str = "classify"
     """What is learned: a file name in adaptive_loss/tasks."""
     dataset: str = "cifar10"
-    """Which images: cifar10 (downloaded once) or digits (embedded)."""
+    """Which images: cifar10, fashion_mnist (each downloaded once) or digits (embedded)."""
+    model: str | None = None
+    """What is trained, a file name in adaptive_loss/models; None is the task's own choice."""
+    objective: str | None = None
+    """What the weights are adapted to; None is the task's first. For vae: elbo or sample_quality."""
     epochs: int = 25
     """Passes over the training split."""
     batch_size: int = 128
@@ -47,6 +53,11 @@ class Settings:
     """Arithmetic: auto takes bf16 where the processor has it."""
     threads: int = 1
     """CPU threads a run; 0 is one a core."""
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            if (value := getattr(self, name, None)) is not None:
+                object.__setattr__(self, name, value.replace("-", "_"))
 
 
 @dataclass(frozen=True, kw_only=True)

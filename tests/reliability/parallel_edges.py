@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from adaptive_loss import LossExecutor, MetaController, bucket_means, parallel
+from adaptive_loss.gradients import total_norm
 from adaptive_loss.loss_monitor import MonitorConfig, RandomMonitor
 from adaptive_loss.meta_controller import RULE
-from tests.reliability.parallel_faults import KINDS, faults
+from tests.reliability.parallel_faults import KINDS, faults, guarded
 from tests.reliability.parallel_jobs import WEIGHTS, Net, Trace, batch, digest, losses_of, optimizer_of, wrapped
 from tests.reliability.parallel_system import accumulated, restart, synchronisations, system_run
 
@@ -159,6 +161,17 @@ def lost_graph() -> dict[str, Any]:
     return found
 
 
+def split_norm() -> list[float]:
+    """Norms of gradients of which each rank has a part, as parts of what they are of the whole."""
+    mesh, found = dist.init_device_mesh("cpu", (dist.get_world_size(),)), []
+    dice = torch.Generator().manual_seed(0)
+    for kind in (torch.float32, torch.float64, torch.bfloat16):
+        whole, beside = torch.randn(5, 3, generator=dice).to(kind), torch.randn(4, generator=dice)
+        split = distribute_tensor(whole, mesh, [Shard(0)])
+        found.append(total_norm([split, beside]) / total_norm([whole, beside]))
+    return found
+
+
 def metrics() -> dict[str, float]:
     """One that only the second rank gives, one that both give."""
     rank = dist.get_rank()
@@ -181,6 +194,8 @@ def everything() -> dict[str, Any]:
         "decided": decided(),
         "lost graph": lost_graph(),
         "metrics": metrics(),
+        "guarded": {wrap: guarded(wrap) for wrap in ("ddp", "fsdp")},
+        "split norm": split_norm(),
         "faults": {wrap: faults(range(len(KINDS)), wrap) for wrap in ("ddp", "fsdp")},
         "systems": {
             "with a base": system_run(25, "gradnorm", "a", "ddp"),

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from adaptive_loss import Guards, LossExecutor
+from adaptive_loss.rollback import Rollback
 from adaptive_loss.weighting.base import Context, Weighting, ones
 from tests.reliability.parallel_jobs import WEIGHTS, Net, Trace, batch, losses_of, optimizer_of, wrapped
 
@@ -111,10 +112,30 @@ def _backward(trace: Trace, module: nn.Module, scaler: torch.amp.GradScaler, see
     if kind in LOSSES:
         losses["b"] = losses["b"] * LOSSES[kind]
     if kind == "gradient":
-        outs[1].register_hook(lambda gradient: gradient * math.nan)
-    assert isinstance(trace.executor.weighting, Poisoned)
-    trace.executor.weighting.bad = kind == "weights"
+        # Where DDP hands on copies of what the model returns, it may ask for a gradient that is not there.
+        outs[1].register_hook(lambda gradient: gradient if gradient is None else gradient * math.nan)
+    if isinstance(trace.executor.weighting, Poisoned):
+        trace.executor.weighting.bad = kind == "weights"
     scaler.scale(trace.executor(losses)).backward()
+
+
+def guarded(wrap: str) -> dict[str, Any]:
+    """On the first rank term b is bad for three steps on end, later its gradient is: quarantine and rollback."""
+    guards = Guards(spikes=False, quarantine=2, quarantine_steps=4)
+    trace = Trace(Net(), LossExecutor(WEIGHTS, base="a", guards=guards))
+    module, optimizer = wrapped(trace.net, wrap), optimizer_of(trace.net, trace.executor)
+    rollback = Rollback(trace.executor, optimizer, trace.net, every=2, after=3)
+    off, bad, out, back = torch.amp.GradScaler(enabled=False), [], [], []
+    for step in range(20):
+        kind = "nan" if step in (3, 4, 5) else "gradient" if step in (14, 15, 16) else ""
+        optimizer.zero_grad()
+        _backward(trace, module, off, step, kind if dist.get_rank() == 0 else "")
+        record = trace.executor.step(optimizer)
+        trace.weights.append(list(trace.executor.weights.values()))
+        bad += [] if record.applied else [[step, record.cause, record.term]]
+        out += [step] if "b" in trace.executor.quarantined else []
+        back += [step] if rollback.watch(record) else []
+    return {"bad": bad, "out": out, "back": back, "digest": trace.digest}
 
 
 def _local(tensor: Tensor) -> Tensor:

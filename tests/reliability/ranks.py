@@ -60,13 +60,13 @@ def _start(words: Sequence[str], arguments: dict[str, Any]) -> subprocess.Popen[
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], deadline: float) -> bool:
-    """Whether all ended in time; where one fails, the others, which would wait for it, get a moment more."""
+    """Whether all ended, or one failed, in time; the others, which would wait for it, then get a moment more."""
+    failed = False
     while any(process.poll() is None for process in ranks):
         if time.monotonic() > deadline:
-            return False
-        if any(process.returncode for process in ranks):
-            deadline = min(deadline, time.monotonic() + 2)
-            ranks = [process for process in ranks if not process.returncode]
+            return failed
+        if not failed and any(process.returncode for process in ranks):
+            failed, deadline = True, time.monotonic() + 2
         time.sleep(0.02)
     return True
 

@@ -69,6 +69,21 @@ def test_a_fault_on_one_rank_is_one_decision_on_all(ranks: list[dict[str, Any]],
     assert [line for trial in trials if (line := wrong(trial))] == []
 
 
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+def test_quarantine_and_rollback_are_the_same_everywhere(ranks: list[dict[str, Any]], wrap: str) -> None:
+    found = [told["guarded"][wrap] for told in ranks]
+    assert all_equal(found)
+    losses = [[step, "loss", "b"] for step in (3, 4)]  # at two strikes it is left out, and watched until it is well
+    blamed = found[0]["bad"][2][2]  # the first bad gradient is laid to the greatest loss, the next to whose it is
+    assert found[0]["bad"] == [*losses, [14, "gradient", blamed], [15, "gradient", "b"], [16, "gradient", "b"]]
+    assert found[0]["back"] == [16] and found[0]["out"][:5] == [4, 5, 6, 7, 8]
+
+
+def test_norms_of_gradients_in_parts_are_those_of_the_whole(ranks: list[dict[str, Any]]) -> None:
+    for told in ranks:
+        assert told["split norm"] == pytest.approx([1.0] * 3, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["with a base", "without", "fully_shard"])
 def test_controller_and_monitor_move_the_same_everywhere(ranks: list[dict[str, Any]], name: str) -> None:
     found = [told["systems"][name] for told in ranks]
@@ -149,7 +164,7 @@ def test_one_process_gives_back_what_it_got() -> None:
     assert parallel.summed(values, None) is values and parallel.greatest(values, None) is values
     assert parallel.group_of(True) is None and parallel.size_of(None) == 1
     assert parallel.first_decides(3, None) == 3 and parallel.mean(2.5, None) == 2.5
-    assert parallel.greatest_norm(torch.inf, None) == torch.inf
+    assert parallel.worst_norm(torch.inf, None) == torch.inf
     assert parallel.mean_metrics({"select_loss": 1.0, "other": 2.0}, None) == {"select_loss": 1.0, "other": 2.0}
     assert parallel.all_accept(values, 2, None) and not parallel.all_accept(None, 2, None)
 
