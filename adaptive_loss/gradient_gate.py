@@ -14,8 +14,8 @@ from adaptive_loss.guards import largest_norm
 from adaptive_loss.parallel import Group, greatest, mean, share_overflow, worst_norm
 from adaptive_loss.step_record import Rejection, Window
 
-_ROOM = 1e3
-"""Second moments may add up the squares of a million gradients at the limit."""
+_ROOM = 10
+"""Second moments may add up the squares of a hundred gradients at the limit."""
 _FEW = 32
 """Terms up to which each one's gradient is taken to find whose was bad: it costs a backward pass a term."""
 

@@ -59,6 +59,9 @@ class Guards:
             raise ValueError(f"Guards.clip_norm is {self.clip_norm}: give a positive norm, or None")
         if self.max_rejections < 1 or self.spike_window < 16:
             raise ValueError("Guards.max_rejections must be at least 1 and Guards.spike_window at least 16")
+        self._check_quarantine()
+
+    def _check_quarantine(self) -> None:
         if self.quarantine is not None and not 1 <= self.quarantine < self.max_rejections:
             raise ValueError(
                 f"Guards.quarantine is {self.quarantine}: give a number of rejected steps of at least 1 and below "

@@ -154,6 +154,7 @@ class LossExecutor(nn.Module):
         targets: Mapping[str, float] | None = None,
         probe: Probe | None = None,
         weighting: str | Weighting = "fixed",
+        guards: Guards = Guards(),
         total_steps: int | None = None,
         apply: bool = True,
         seed: int = 0,
@@ -165,6 +166,7 @@ class LossExecutor(nn.Module):
 
         Args:
             weights, base, targets, probe, weighting, total_steps, apply, seed, reductions, parallel: as for the class.
+            guards: what is checked and bounded.
             policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
         from adaptive_loss.loss_monitor import LossMonitor
@@ -176,6 +178,7 @@ class LossExecutor(nn.Module):
             base=base,
             targets=targets,
             weighting=weighting,
+            guards=guards,
             modulators=modulators,
             probe=probe,
             total_steps=total_steps,
@@ -273,9 +276,10 @@ class LossExecutor(nn.Module):
             return self._skip(window, rejection, gate.norm)
         gate.step()
         if rejection is not None and gate.overflow:
-            if gate.exhausted:
-                self._count_rejection(window, rejection)
-            return self._skip(window, _OVERFLOW, gate.norm)
+            if not gate.exhausted:
+                return self._skip(window, _OVERFLOW, gate.norm)
+            self._count_rejection(window, rejection)
+            return self._skip(window, rejection, gate.norm)
         rejection = rejection or window.rejection
         if rejection is not None:
             return self._skip(window, rejection, gate.norm, stepped=True)

@@ -104,7 +104,8 @@ class Rollback:
             # An optimizer goes on in the very tensors that it is given.
             part.load_state_dict(_copied(state))
         self._bad, self._since, self._pending = 0, 0, None
-        rejection = Rejection(str(record.reason), record.term, record.cause or "loss")
+        assert record.reason is not None and record.cause is not None
+        rejection = Rejection(record.reason, record.term, record.cause)
         why, back = diagnosis(rejection, record.step, self._good), self.executor.signals.step
         if self.tried == self.retries:
             raise RuntimeError(

@@ -21,9 +21,10 @@ PACKAGE = ROOT / "adaptive_loss"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom: a part may import itself, the parts it lists, and what those list.
-FOUNDATION = {"errors", "files", "registry", "seeding"}
+FOUNDATION = {"errors", "files", "locks", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "buckets": set(),
+    "cards": set(),
     "events": set(),
     "units": set(),
     "losses": {"buckets", "units"},
@@ -49,8 +50,8 @@ PARTS: dict[str, set[str]] = {
     "weighting": {"events", "knob", "signals", "lookahead"},
     "modulator": {"weighting"},
     "rl": {"signals"},
-    "meta_controller": {"modulator", "guards"},
-    "loss_monitor": {"modulator", "guards", "rl"},
+    "meta_controller": {"modulator", "guards", "cards"},
+    "loss_monitor": {"modulator", "guards", "rl", "cards"},
     "loss_executor": {
         "foreign_steps",
         "weigher",
@@ -68,13 +69,15 @@ PARTS: dict[str, set[str]] = {
     "models": set(),
     "analysis": set(),
     "records": {"analysis"},
+    "ledger": {"records"},
     "report": {"records"},
     "utils": {"records"},
     "tasks": {"data", "models", "probes", "utils", "losses"},
-    "trainer": {"tasks", "modes", "loss_executor", "report"},
+    "trainer": {"tasks", "modes", "loss_executor", "report", "ledger"},
     "meta": {"trainer"},
     "demo": {"trainer"},
     "picture": {"report", "utils"},
+    "rebuild": {"ledger", "utils"},
     "catalogue": {"weighting", "utils"},
     "doctor": {"trainer"},
 }

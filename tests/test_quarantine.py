@@ -298,6 +298,14 @@ def test_a_healthy_base_trains_on_whatever_the_auxiliaries_do(
     assert bool(torch.isfinite(training.p).all())
 
 
+def test_the_whole_system_takes_guards_as_well() -> None:
+    with pytest.warns(UserWarning, match="no probe was given"):
+        executor = LossExecutor.adaptive({"a": 1.0, "b": 1.0}, base="a", guards=Guards(quarantine=1))
+    p = nn.Parameter(torch.ones(2))
+    executor({"a": p.sum(), "b": p.sum() * math.nan}).backward()
+    assert not executor.step(torch.optim.SGD([p], lr=0.0)).applied and executor.quarantined == ("b",)
+
+
 @pytest.mark.parametrize("kwargs", [{"quarantine": 0}, {"quarantine": 10}, {"quarantine_steps": 0}])
 def test_bad_settings(kwargs: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=rf"Guards\.{next(iter(kwargs))} is {next(iter(kwargs.values()))}"):

@@ -86,7 +86,7 @@ def run(config: RunConfig, folder: Path, *, quiet: bool = False) -> dict[str, ob
     write_atomic(folder / "config.json", json_dump(to_json(config)))
     with _threads(config.threads):
         training = prepare(config, _load(config))
-        for stale in ("metrics.csv", "events.jsonl"):
+        for stale in ("metrics.csv", "events.jsonl", "tb/scalars.jsonl"):
             (folder / stale).unlink(missing_ok=True)
         total = config.epochs * len(training.batches)
         with RunLogger(folder) as log, _shown(total, config, quiet) as bar:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from adaptive_loss.errors import RunError, UsageError
-from adaptive_loss.records import Row
+from adaptive_loss.locks import RUNNING, run_lock
+from adaptive_loss.records import Row, remove_leftovers
 from adaptive_loss.utils.config import RunConfig, core_count, differences, from_json
 
 Result = dict[str, Any]
 Run = Callable[..., Result]
 OnRow = Callable[["Spec", Result], None]
 
-RUNNING = "running"  # a file of this name marks a run that a process is at, so that a dead one can be told
 WORKER_DIED = "the worker process died (killed, or out of memory); try fewer --jobs"
 
 
@@ -121,9 +121,13 @@ class _OneRun:
 
     def __call__(self, spec: Spec) -> Result:
         spec.folder.mkdir(parents=True, exist_ok=True)
-        marker, report = spec.folder / RUNNING, spec.folder / "error.txt"
-        marker.touch()
+        with run_lock(spec.folder):
+            return finished(spec) or self._row(spec)
+
+    def _row(self, spec: Spec) -> Result:
+        report = spec.folder / "error.txt"
         report.unlink(missing_ok=True)
+        remove_leftovers(spec.folder)
         try:
             row = self._trainer()(spec.config, spec.folder, quiet=self.quiet)
             return {**row, "mode": spec.label}
@@ -133,7 +137,6 @@ class _OneRun:
             report.write_text(traceback.format_exc(), encoding="utf-8")
             return failed_row(spec, reason(error))
         finally:
-            marker.unlink(missing_ok=True)
             # Optimizer and schedule refer to each other: a worker would hold some 40 MB of every run it has done.
             gc.collect()
 
@@ -194,6 +197,6 @@ def _with_spec(one: _OneRun, spec: Spec) -> tuple[Spec, Result]:
 def _read_json(path: Path) -> Result | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

@@ -130,13 +130,16 @@ def to_json(config: Settings) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> RunConfig:
-    """The configuration that :func:`to_json` wrote; :class:`UsageError` names a field it does not know."""
+    """The configuration that :func:`to_json` wrote; :class:`UsageError` says what is unknown or damaged."""
     known = {f.name for f in fields(RunConfig)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"unknown configuration field {unknown[0]!r}; the fields are: {', '.join(sorted(known))}")
-    data_dir = Path(values.get("data_dir", RunConfig.data_dir))
-    return RunConfig(**{**values, "data_dir": data_dir, "weights": dict(values.get("weights", {}))})
+    try:
+        data_dir, weights = Path(values.get("data_dir", RunConfig.data_dir)), dict(values.get("weights", {}))
+        return RunConfig(**{**values, "data_dir": data_dir, "weights": weights})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"a stored configuration is damaged: {error}") from None
 
 
 def differences(there: RunConfig, here: RunConfig) -> list[str]:

@@ -32,7 +32,7 @@ METHODS: Mapping[str, Method] = {
         'Senushkin, Patakin, Kuznetsov & Konushin, "Independent Component Alignment for Multi-Task Learning", CVPR '
         "2023.",
         "the terms' gradients differ much in length and some are nearly the same",
-        "pref_vector=None, scale_mode='min'",
+        'pref_vector=None, scale_mode="min"',
     ),
     "CAGrad": Method(
         "Takes the update near the mean gradient that improves the worst term most.",

@@ -15,7 +15,7 @@ from adaptive_loss.knob import Knob, Limits, Saturation, ada, reported
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import Context, Weighting, ones
 
-_SILENT = "weighting 'ada' needs observations: none came in {} steps; call observe(E[sign D(real)]) before every step()"
+_SILENT = "weighting 'ada' needs observations: none had come by step {}; call observe(E[sign D(real)]) before step()"
 
 
 @weightings.register("ada")

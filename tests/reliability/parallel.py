@@ -1,4 +1,4 @@
-"""Torture of data parallel training: ``python -m tests.reliability.parallel`` prints its row of the table."""
+"""Torture of data parallel training: ``python -m tests.reliability.parallel`` prints its rows of the table."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptive_loss.weighting import TORCHJD, weightings
-from tests.reliability.parallel_faults import wrong
+from tests.reliability.parallel_faults import KINDS, wrong
 from tests.reliability.ranks import launch
 from tests.reliability.rows import Row
 
 SIZES = (2, 4)
-STEPS, SHORT = 1000, 100
 SYSTEMS = ("fixed", "dwa", "gradnorm", "uncertainty", "relobralo")
-TRIALS, CHUNK = 200, 20
+CHUNK = 20
+"""Trials a launch: what hangs takes no more with it."""
 NEAR = 1e-10
-LIMIT = 1800.0
+LIMIT = 1200.0
 """Seconds a launch may take on a busy machine."""
 SWITCHES = ("switch_on × gradnorm", "wind_down by cosines")
 BY_TOLERANCE = ("nash_mtl",)
@@ -50,37 +50,52 @@ def distance(told: Mapping[str, Any]) -> float:
     return max(told.get("weights", 0.0), told.get("parameters", 0.0))
 
 
-def torture() -> Row:
-    """All ranks find one set of weights, that of one process, and decide alike whatever goes wrong on one of them."""
-    runs = [*systems(), *every_rule()]
-    found = [*(apart(name, ranks) for name, ranks in runs), *faults()]
-    broken = [line for line in found if line is not None]
-    print(*broken, sep="\n")
-    far = max(distance(ranks[0]) for name, ranks in runs if name.partition(" at ")[0] not in BY_TOLERANCE)
-    return Row(
-        "data parallel: weights bit-equal on all ranks, ≤ 1e-10 from one process; one decision",
-        len(found),
-        len(broken),
-        f"{STEPS} steps of {len(SYSTEMS)} systems, {SHORT} of every rule, {TRIALS} faults; furthest {far:.1e}",
-    )
-
-
 Run = tuple[str, list[Mapping[str, Any]]]
 """A run's name, and what each rank tells of it."""
 
 
-def systems() -> Iterator[Run]:
+def torture(steps: int = 1000, short: int = 100, trials: int = 200) -> list[Row]:
+    """All ranks find one set of weights, that of one process, and decide alike whatever goes wrong on one of them.
+
+    Args:
+        steps: of controller, monitor and probe over each of :data:`SYSTEMS`, with each number of ranks.
+        short: steps of every rule.
+        trials: faults.
+    """
+    return [_compared([*systems(steps), *every_rule(short)], steps, short), _decided(list(faults(trials)))]
+
+
+def _compared(runs: Sequence[Run], steps: int, short: int) -> Row:
+    far = max(distance(ranks[0]) for name, ranks in runs if name.partition(" at ")[0] not in BY_TOLERANCE)
+    note = f"{steps} steps of {len(SYSTEMS)} systems, {short} of every rule, on {SIZES} ranks; furthest {far:.1e}"
+    broken = _told([apart(name, ranks) for name, ranks in runs])
+    return Row(f"data parallel: bit-equal weights on all ranks, ≤ {NEAR:g} from one process", len(runs), broken, note)
+
+
+def _decided(found: Sequence[str | None]) -> Row:
+    note = f"{', '.join(KINDS)}; on {SIZES} ranks"
+    return Row("data parallel: a fault on one rank is one decision, no hang", len(found), _told(found), note)
+
+
+def _told(found: Sequence[str | None]) -> int:
+    """How many are broken; each is printed."""
+    broken = [line for line in found if line is not None]
+    print(*broken, sep="\n")
+    return len(broken)
+
+
+def systems(steps: int) -> Iterator[Run]:
     """Controller, monitor and probe over several rules."""
     for size in SIZES:
         for rule in SYSTEMS:
-            yield from _runs("tests.reliability.parallel_system:system", size, rules=[rule], steps=STEPS)
+            yield from _runs("tests.reliability.parallel_system:system", size, rules=[rule], steps=steps)
 
 
-def every_rule() -> Iterator[Run]:
+def every_rule(steps: int) -> Iterator[Run]:
     """Under DDP and under ``fully_shard``."""
     for size in SIZES:
         for wrap in ("ddp", "fsdp"):
-            yield from _runs("tests.reliability.parallel_jobs:rules", size, cases=cases(wrap), steps=SHORT, wrap=wrap)
+            yield from _runs("tests.reliability.parallel_jobs:rules", size, cases=cases(wrap), steps=steps, wrap=wrap)
 
 
 def _runs(job: str, size: int, **arguments: Any) -> Iterator[Run]:
@@ -92,18 +107,18 @@ def _runs(job: str, size: int, **arguments: Any) -> Iterator[Run]:
     yield from ((name, [told[name] for told in ranks]) for name in ranks[0])
 
 
-def faults() -> Iterator[str | None]:
+def faults(trials: int) -> Iterator[str | None]:
     """What each trial did wrong: half with each number of ranks, a quarter under ``fully_shard``."""
-    for start in range(0, TRIALS, CHUNK):
-        number, trials = start // CHUNK, list(range(start, start + CHUNK))
+    for number, start in enumerate(range(0, trials, CHUNK)):
+        numbers = list(range(start, min(start + CHUNK, trials)))
         size, wrap = SIZES[number % 2], "fsdp" if number % 4 == 3 else "ddp"
         try:
-            ranks = launch("tests.reliability.parallel_faults:faults", size, LIMIT, trials=trials, wrap=wrap)
+            ranks = launch("tests.reliability.parallel_faults:faults", size, LIMIT, trials=numbers, wrap=wrap)
         except RuntimeError as error:
-            yield from [f"trials {start} to {start + CHUNK - 1}: {error}"] * CHUNK
+            yield from [f"trials {numbers}: {error}"] * len(numbers)
         else:
             yield from (wrong(told) for told in zip(*ranks, strict=True))
 
 
 if __name__ == "__main__":
-    print(torture())
+    print(*torture(), sep="\n")
