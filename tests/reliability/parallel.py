@@ -54,7 +54,7 @@ Run = tuple[str, list[Mapping[str, Any]]]
 """A run's name, and what each rank tells of it."""
 
 
-def torture(steps: int = 1000, short: int = 100, trials: int = 200) -> list[Row]:
+def torture(steps: int = 1000, short: int = 40, trials: int = 200) -> list[Row]:
     """All ranks find one set of weights, that of one process, and decide alike whatever goes wrong on one of them.
 
     Args:
