@@ -1,6 +1,7 @@
 """Weighting rules: closed forms, golden values, and the suite every rule must pass."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from adaptive_loss.weighting.uncertainty import Uncertainty, uncertainty_weights
 RULES = weightings.names()
 
 
-def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0) -> LossExecutor:
+def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0, **more: Any) -> LossExecutor:
     """An executor that gives the rule what it needs besides the losses; ``unit`` is that of the last term's loss."""
     kind, (first, *_, last) = weightings.get(rule), [*weights, *weights]
     needs, levels = kind(len(weights)).needs, [0.5 + i for i in range(len(weights))]
@@ -26,7 +27,7 @@ def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0) -> Los
         base=first if "base" in needs else None,
         targets={last: 2.0 * unit} if "targets" in needs else None,
         weighting=made,
-        total_steps=4 if "total steps" in needs else None,
+        **{"total_steps": 4 if "total steps" in needs else None, **more},
     )
 
 
