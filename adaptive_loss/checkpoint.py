@@ -72,9 +72,10 @@ def restore(state: Mapping[str, Any], parts: Mapping[str, Stateful]) -> dict[str
 
 def random_state() -> dict[str, Any]:
     """Where every global generator stands: Python's, NumPy's, torch's, and those of the CUDA devices in use."""
+    version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - what others draw from
     return {
-        "python": random.getstate(),
+        "python": [version, torch.tensor(words), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -83,7 +84,8 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Continue from :func:`random_state`; the generator of a CUDA device that is not here is passed over."""
-    random.setstate(state["python"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])

@@ -28,6 +28,7 @@ from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 from adaptive_loss.trainer.keeping import Keeper
 from adaptive_loss.trainer.stopping import Lead, StopRequest
+from adaptive_loss.trainer.studies import CHECKPOINTS
 from adaptive_loss.utils.config import RunConfig, core_count, resolve_device, start_weights, to_json, validate
 from adaptive_loss.utils.logging import Progress, RunLogger, progress
 from adaptive_loss.utils.performance import Timer, peak_memory_mb, throughput
@@ -114,7 +115,7 @@ def run(config: RunConfig, folder: Path, *, quiet: bool = False, lead: Lead | No
     validate(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.json", json_dump(to_json(config)))
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
     files = [] if config.preempt_file is None else [config.preempt_file]
     with _threads(config.threads), StopRequest(files, lead=lead) as stop:
         training = prepare(config, _load(config))

@@ -24,6 +24,7 @@ Run = Callable[..., Result]
 OnRow = Callable[["Spec", Result], None]
 
 RUNNING = "running"  # a file of this name marks a run that a process is at, so that a dead one can be told
+CHECKPOINTS = "checkpoints"  # the folder of an unfinished run's last states
 STOPPED = "stopped"  # a worker's word for a run that it has saved because it was asked to; never a row of results
 WORKER_DIED = "the worker process died (killed, or out of memory); try fewer --jobs"
 
@@ -56,6 +57,8 @@ def run_all(
     check_folders(specs)
     known = {spec.folder: finished(spec) for spec in specs}
     rows = {folder: row for folder, row in known.items() if row is not None}
+    for folder in rows:
+        _tidy(folder)
 
     def keep(spec: Spec, row: Result) -> None:
         rows[spec.folder] = row
@@ -71,6 +74,15 @@ def run_all(
         for spec in todo:
             keep(spec, one(spec))
     return [rows[spec.folder] for spec in specs]
+
+
+def _tidy(done: Path) -> None:
+    """Remove what a kill between a run's result and its end has left."""
+    (done / RUNNING).unlink(missing_ok=True)
+    if (done / CHECKPOINTS).is_dir():
+        from adaptive_loss.checkpoint import Checkpoints
+
+        Checkpoints(done / CHECKPOINTS).clear()
 
 
 def worker_count(jobs: int) -> int:

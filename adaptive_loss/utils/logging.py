@@ -56,6 +56,7 @@ class RunLogger:
         self.folder = Path(folder)
         self._tensorboard = tensorboard
         self._last_curve = -1
+        self._synced: dict[str, int] = {}
         self._purge_step: int | None = None
         self._writer: Any = None
         try:
@@ -104,14 +105,12 @@ class RunLogger:
         """How far each file has come, all of it forced to disk: a run that goes on from here drops what came later."""
         if self._writer is not None:
             self._writer.flush()
-        state = {"last_curve": self._last_curve}
+        sizes = {name: os.fstat(file.fileno()).st_size for name, file in self._files()}
         for name, file in self._files():
-            try:
-                os.fsync(file.fileno())
-            except OSError as error:
-                raise RunError(f"{file.name}: cannot be written ({error.strerror}); check the disk's space") from error
-            state[name] = os.fstat(file.fileno()).st_size
-        return state
+            if sizes[name] != self._synced.get(name):  # forcing costs milliseconds, and most steps write no row
+                _force(file)
+        self._synced = sizes
+        return {**sizes, "last_curve": self._last_curve}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Cut the files back to where :meth:`state_dict` found them; TensorBoard is told to hide later curves.
@@ -175,6 +174,13 @@ class RunLogger:
             print("no TensorBoard curves; to have them: pip install tensorboard", file=sys.stderr)
             return None
         return SummaryWriter(str(self.folder / "tb"), purge_step=self._purge_step)
+
+
+def _force(file: FileIO) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{file.name}: cannot be written ({error.strerror}); check the disk's space") from error
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -115,8 +115,9 @@ def ended_wrong(folder: Path, whole: Path) -> list[str]:
         state["counters"].pop("seconds")
         for name in TIMING:
             result.pop(name)
-    names = [sorted(file.name for file in place.iterdir()) for place in (whole, folder)]
-    return wrong + differences(states[0], states[1]) + differences(results[0], results[1]) + differences(*names)
+    extra = sorted({file.name for file in folder.iterdir()} ^ {file.name for file in whole.iterdir()})
+    wrong += [f"{', '.join(extra)} in one folder alone"] if extra else []
+    return wrong + differences(states[0], states[1]) + differences(results[0], results[1])
 
 
 def _is_json(file: Path) -> bool:

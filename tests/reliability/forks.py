@@ -12,23 +12,21 @@ from pathlib import Path
 
 def start(work: Callable[[], int | None], log: Path) -> int:
     """Do ``work`` in a child, whose exit code it gives (None is 0) and whose output goes to ``log``; the child's id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     pid = os.fork()
     if pid:
         return pid
     code = 70
-    try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        code = work() or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    with open(log, "a", encoding="utf-8") as said:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+        sys.stdout = sys.stderr = said
+        try:
+            code = work() or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            said.flush()
+            os._exit(code)
 
 
 def wait(pid: int, seconds: float = 120.0) -> int:

@@ -1,4 +1,4 @@
-"""What the torture of one promise found."""
+"""What a torture module gives back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the torture's table.
-
-    Args:
-        promise: what was put to the test.
-        trials: how often.
-        failures: how often it did not hold.
-        note: what a reader should know besides.
-    """
+    """One line of the table: what is promised, how often it was tried, how often it failed."""
 
     promise: str
     trials: int
