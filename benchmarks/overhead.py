@@ -6,7 +6,7 @@ Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch
 interleaved in one process, a step each in turn, with models of their own; a ratio is of medians, so a disturbed step
 does not count. The full system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over
 a run is made up from the measured kinds and the number of each that such a run has. A checkpoint is timed with all that
-a run of the full system carries by then, from the first call to the last fsync; the median of 20. Last, whole epochs of the
+a run of the full system carries, from the first call to the last fsync; the median of 20. Last, whole epochs of the
 `baseline` mode as the studies train it, progress and logs included, take turns with whole epochs of the bare loop; then
 comes every weighting rule beside the plain weighted sum, as :mod:`benchmarks.rules` says.
 """

@@ -83,7 +83,10 @@ def test_a_file_is_a_request_as_soon_as_it_is_there(tmp_path: Path) -> None:
         assert stop.asked() is None
         (tmp_path / "leave").touch()
         request = stop.asked()
-    assert request is not None and (str(request), request.code) == (f"stopped because {tmp_path / 'leave'} is there", 143)
+    assert request is not None and (str(request), request.code) == (
+        f"stopped because {tmp_path / 'leave'} is there",
+        143,
+    )
 
 
 def test_a_signal_is_told_to_others_by_a_file(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ class Lead:
     pid: int
     file: Path
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether this worker has lost its study."""
+        return os.getppid() != self.pid
+
 
 class StopRequest:
     """While its ``with`` lasts, SIGTERM and SIGINT are taken as a request, and a second one ends the process at once.
@@ -71,6 +76,6 @@ class StopRequest:
         found = next((file for file in self._files if file.exists()), None)
         if found is not None:
             return Stopped(f"stopped because {found} is there", 128 + signal.SIGTERM)
-        if self._lead is not None and os.getppid() != self._lead.pid:
+        if self._lead is not None and self._lead.is_gone:
             return Stopped("stopped because the study has died", 128 + signal.SIGTERM)
         return None

@@ -239,7 +239,10 @@ def _pool(specs: Sequence[Spec], workers: int, one: _OneRun) -> Iterator[tuple[S
 
 
 def _with_spec(one: _OneRun, spec: Spec) -> tuple[Spec, Result]:
-    return spec, one(spec)
+    row = one(spec)
+    if one.lead is not None and one.lead.is_gone:
+        os._exit(1)  # nobody is left to take the row, and the pool's worker would wait minutes for more to do
+    return spec, row
 
 
 def _read_json(path: Path) -> Result | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.utils.tensorboard  # noqa: F401 - the children find it imported
+import torch.utils.tensorboard
 
 from adaptive_loss.checkpoint import Checkpoints, load_file
 from adaptive_loss.trainer import loop, train_task  # noqa: F401
@@ -20,10 +21,10 @@ from adaptive_loss.utils.logging import RunLogger
 from tests.reliability import forks
 from tests.reliability.bits import differences
 
-FLAGS = (
+FLAGS = shlex.split(
     "classify --mode full --subset 100 --batch-size 15 --epochs 2 --seed 7 --save-every 1 --threads 1 "
     "--device cpu --precision fp32"
-).split()
+)
 LOGS = ("metrics.csv", "events.jsonl")
 TIMING = ("train_seconds", "steps_per_second", "peak_memory_mb", "provenance")
 

@@ -49,7 +49,7 @@ def whole(setting: Setting, folder: Path) -> None:
 
 
 def resumed(setting: Setting, folder: Path, cut: int, place: Path) -> list[str]:
-    """Where the run that goes on from step ``cut`` of the one in ``folder`` comes out otherwise; it works in ``place``."""
+    """Where the run that goes on, in ``place``, from step ``cut`` of the one in ``folder`` comes out otherwise."""
     place.mkdir()
     for name in LOGS:
         shutil.copy(folder / name, place / name)

@@ -17,12 +17,12 @@ def check(row: Row, trials: int) -> None:
 
 
 def test_killed() -> None:
-    check(kill_checkpoint.torture(kills=4, at_random_times=1), 4)
+    check(kill_checkpoint.torture(kills=3, at_random_times=1), 3)
 
 
 def test_out_of_disk() -> None:
-    check(full_disk.torture(faults=4), 4)
+    check(full_disk.torture(faults=3), 3)
 
 
 def test_signalled() -> None:
-    check(sigterm.torture(signals=5), 5)
+    check(sigterm.torture(signals=3), 3)
