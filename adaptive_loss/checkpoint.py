@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from adaptive_loss.errors import RunError, UsageError
-from adaptive_loss.records import json_dump, write_atomic
+from adaptive_loss.records import json_dump, remove_leftovers, write_atomic
 
 FORMAT = 2
 """Changes whenever files could no longer be read as they are; another format is refused. 1 had no reader."""
@@ -203,11 +203,12 @@ class Checkpoints:
             raise RunError(f"{file} is damaged ({_one_line(error)})") from error
 
     def _drop_all_but(self, names: Collection[str]) -> None:
-        # A manifest goes before its file, so that a kill leaves none without one; a kill left the temporary ones.
-        for pattern in ("step_*.json", "step_*.pt", ".*.tmp"):
+        # A manifest goes before its file, so that a kill leaves none without one.
+        for pattern in ("step_*.json", "step_*.pt"):
             for file in self.folder.glob(pattern):
                 if file.stem not in names:
                     file.unlink()
+        remove_leftovers(self.folder)
 
 
 def _fingerprint(content: bytes) -> dict[str, Any]:

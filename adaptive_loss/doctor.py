@@ -17,7 +17,7 @@ from adaptive_loss import __version__
 from adaptive_loss.utils.commands import EXTRAS, command, parse
 from adaptive_loss.utils.config import core_count, resolve_device
 
-PACKAGES = ("torch", "numpy", "tyro", "rich")
+PACKAGES = ("torch", "numpy", "safetensors", "tyro", "rich")
 
 
 @dataclass(frozen=True)

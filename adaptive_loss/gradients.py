@@ -85,26 +85,33 @@ def gramian(gradients: Sequence[Gradient], metric: Sequence[Tensor | float]) -> 
         [n, n] float64 on the CPU; products are taken in float32 (float64 where the gradients are) and summed
             over parameters in float64.
     """
+    parts = zip(zip(*gradients, strict=True), metric, strict=True)
+    found = [products for rows, scale in parts if (products := _products(rows, scale)) is not None]
     total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    for parts, scale in zip(zip(*gradients, strict=True), metric, strict=True):
-        known = next((part for part in parts if part is not None), None)
-        if known is None or not known.numel():
-            continue
-        rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts])
-        rows = rows.reshape(len(rows), -1).to(torch.promote_types(rows.dtype, torch.float32))
-        rows, size = _unit_size(rows)
-        products = (rows * (scale.flatten() if isinstance(scale, Tensor) else scale)) @ rows.T
-        total += products.to("cpu", torch.float64) * size * size[:, None]
+    if not found:
+        return total
+    # One transfer to the host, whatever the number of parameters.
+    for products in torch.stack([part.to(found[0].device) for part in found]).to("cpu", torch.float64):
+        size = products[:, -1]
+        total += products[:, :-1] * size * size[:, None]
     return (total + total.T) / 2
 
 
-def _unit_size(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row over a power of two near its greatest entry, and those powers [n] on the CPU.
+def _products(parts: Gradient, scale: Tensor | float) -> Tensor | None:
+    """[n, n+1] inner products of n rows over one parameter, each row divided by its size, and the sizes; None for none.
 
-    The division is exact, so nothing changes but that products of tiny or huge gradients stay in float32's range.
+    A row's size is a power of two near its greatest entry. The division by it is exact, so nothing changes but that
+    products of tiny or huge gradients stay in float32's range.
     """
+    known = next((part for part in parts if part is not None), None)
+    if known is None or not known.numel():
+        return None
+    rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts])
+    rows = rows.reshape(len(rows), -1).to(torch.promote_types(rows.dtype, torch.float32))
     exponents = torch.frexp(rows.abs().amax(1)).exponent.clamp(-126, 126)
-    return torch.ldexp(rows, -exponents[:, None]), torch.exp2(exponents.to("cpu", torch.float64))
+    rows = torch.ldexp(rows, -exponents[:, None])
+    products = (rows * (scale.flatten() if isinstance(scale, Tensor) else scale)) @ rows.T
+    return torch.cat([products, torch.ldexp(torch.ones_like(products[:, :1]), exponents[:, None])], dim=1)
 
 
 class TermGradients:
@@ -142,12 +149,12 @@ class TermGradients:
         """[K, K] ⟨sᵢgᵢ, sⱼgⱼ⟩, float64 on the CPU, 0 where a term is absent; one transfer to the host."""
         return gramian(self.raw, [1.0] * len(self.at)) * self.scale * self.scale[:, None]
 
-    @property
+    @cached_property
     def norms(self) -> Tensor:
         """[K] ‖sᵢgᵢ‖."""
         return self.gramian.diagonal().clamp_min(0).sqrt()
 
-    @property
+    @cached_property
     def cosines(self) -> Tensor:
         """[K, K] cosines, 0 with a gradient that is 0."""
         norms = self.norms
@@ -216,5 +223,10 @@ def dense_values(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> float:
-    """Euclidean norm of all gradients together, 0 for none; one transfer to the host."""
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    """Euclidean norm of all gradients together, 0 for none, taken at least in float32; one transfer to the host."""
+    return float(torch.nn.utils.get_total_norm([_at_least_float32(g) for g in gradients])) if gradients else 0.0
+
+
+def _at_least_float32(gradient: Tensor) -> Tensor:
+    """The gradient itself, or the norm of one in half precision, which could not hold it: the total is the same."""
+    return gradient if gradient.element_size() >= 4 else torch.linalg.vector_norm(gradient, dtype=torch.float32)

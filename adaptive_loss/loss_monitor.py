@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptive_loss import signals as signal
+from adaptive_loss.cards import read_card
 from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
@@ -91,17 +91,7 @@ class LossMonitor(Modulator):
     def from_policy(cls, folder: str | Path | None) -> LossMonitor:
         """The monitor with the ρ that the evidence on a policy's card allows; None is the package's own."""
         file = Path(folder or POLICIES) / "monitor.json"
-        try:
-            card = json.loads(file.read_text(encoding="utf-8"))
-            version = card["signals_version"]
-            # Another version may well say other things, so their check waits.
-            monitor = cls(float(card["rho"])) if version == signal.VERSION else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"cannot read the monitor's card {file}: {reason}") from error
-        if monitor is None:
-            raise ValueError(f"{file} was made for signals version {version}, this is {signal.VERSION}: make it anew")
-        return monitor
+        return read_card(file, "the monitor's card", lambda card: cls(float(card["rho"])), signal.VERSION)
 
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
         """Allocate the agent for the terms that may move."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from adaptive_loss.metrics.kid import LEAST, kernel_distance
+
+Generate = Callable[[int, Generator], Tensor]
+"""Number of samples, a generator to draw from → that many fresh samples, differentiable."""
+Reconstruct = Callable[[Tensor, Generator], Tensor]
+"""Held-out examples, a generator to draw from → their reconstructions, differentiable."""
 
 
 class held_out:
@@ -56,15 +64,8 @@ class held_out:
         """The objective on a fresh batch."""
         rows = torch.randperm(len(self.data[0]), generator=self.generator)[: self.batch_size]
         batch = [part[rows.to(part.device)] for part in self.data]
-        if self.model is None:
+        with evaluating(self.model):
             return self.loss_fn(*batch)
-        training = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            return self.loss_fn(*batch)
-        finally:
-            for module, was in training.items():
-                module.training = was
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generator stands."""
@@ -73,3 +74,98 @@ class held_out:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.generator.set_state(state["generator"])
+
+
+class sample_quality:
+    """How unlike held-out data fresh samples look: their kernel distance in frozen features, 0 where they are alike.
+
+    Every call draws ``batches`` times ``batch_size`` of the data and as many samples, and returns the mean of the
+    unbiased :func:`~adaptive_loss.metrics.kid.kernel_distance` between their features; it may be negative. The
+    gradient goes through the samples to whatever made them. Judge the result by other features than these.
+
+    In an autoencoder fresh samples pass the decoder alone, so their quality has no gradient at the encoder, and a
+    term that acts there, such as a VAE's KL, is out of sight. With ``reconstruct`` the way is taken in two legs that
+    both networks move, d(samples, reconstructions) + d(reconstructions, data); by the triangle inequality of the
+    distance √d, twice their sum bounds d(samples, data).
+
+    Args:
+        generate: ``generate(count, generator)`` → samples, like a batch of ``data`` in shape and scale. It draws all
+            its noise from ``generator`` (on the CPU), e.g. ``torch.randn(count, 16, generator=generator)``.
+        data: held-out examples [n, …].
+        reconstruct: ``reconstruct(examples, generator)`` → their reconstructions, for an autoencoder; else None.
+        features: samples → [N, D], frozen and differentiable, e.g. ``load_features("digits", "probe").features``.
+        batch_size: samples a batch; fewer where there are fewer data.
+        batches: batches a call; the more, the less noise.
+        model: the module to put in eval mode meanwhile, or None.
+        seed: of the generator.
+
+    Raises:
+        ValueError: fewer than 2 data or samples a batch, or less than one batch.
+
+    Example:
+        >>> generator = torch.nn.Linear(4, 2)
+        >>> probe = sample_quality(
+        ...     lambda count, rng: generator(torch.randn(count, 4, generator=rng)), torch.randn(100, 2), lambda x: x
+        ... )
+        >>> probe().requires_grad
+        True
+    """
+
+    def __init__(
+        self,
+        generate: Generate,
+        data: Tensor,
+        features: Callable[[Tensor], Tensor],
+        *,
+        reconstruct: Reconstruct | None = None,
+        batch_size: int = 64,
+        batches: int = 4,
+        model: nn.Module | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.batch_size = min(batch_size, len(data))
+        if self.batch_size < LEAST:
+            raise ValueError(f"sample quality needs {LEAST} held-out examples and samples, not {self.batch_size}")
+        if batches < 1:
+            raise ValueError(f"the probe's batches is {batches}; give at least 1")
+        self.generate, self.reconstruct, self.features = generate, reconstruct, features
+        self.data, self.model, self.batches = data, model, batches
+        with torch.no_grad():
+            self.reference = torch.cat([features(part) for part in data.split(batch_size)])
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> Tensor:
+        """The objective on fresh samples."""
+        with evaluating(self.model):
+            return torch.stack([self._distance() for _ in range(self.batches)]).mean()
+
+    def _distance(self) -> Tensor:
+        rows = torch.randperm(len(self.data), generator=self.generator)[: self.batch_size].to(self.data.device)
+        samples = self.features(self.generate(self.batch_size, self.generator))
+        if self.reconstruct is None:
+            return kernel_distance(samples, self.reference[rows])
+        # Other examples are compared with, so that being like one's own original counts for nothing.
+        between = self.features(self.reconstruct(self.data[rows], self.generator))
+        others = torch.randperm(len(self.data), generator=self.generator)[: self.batch_size].to(self.data.device)
+        return kernel_distance(samples, between) + kernel_distance(between, self.reference[others])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the generator stands."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.generator.set_state(state["generator"])
+
+
+@contextmanager
+def evaluating(model: nn.Module | None) -> Iterator[None]:
+    """``model`` in eval mode, and each of its modules as before afterwards; nothing for None."""
+    training = {} if model is None else {module: module.training for module in model.modules()}
+    if model is not None:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was

@@ -59,8 +59,9 @@ class Registry:
         return decorate
 
     def resolve(self, name: str) -> str:
-        """The canonical name behind ``name``; raises :class:`UsageError` that lists the choices."""
-        canonical = self.aliases.get(name, name)
+        """The canonical name behind ``name``, hyphens or underscores; :class:`UsageError` that lists the choices."""
+        canonical = name.replace("-", "_")
+        canonical = self.aliases.get(canonical, canonical)
         if ":" not in canonical and canonical not in self.names():
             raise UsageError(
                 f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted({*self.names(), *self.aliases}))}"

@@ -167,7 +167,7 @@ def test_what_lies_beside_is_left_alone(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "kept")
     kept.save(5, state())
     (tmp_path / "kept/best.pt").write_text("mine")
-    (tmp_path / "kept/.0123.tmp").write_text("left by a kill")
+    (tmp_path / "kept/.step_0000000005.pt.0123.tmp").write_text("left by a kill")
     kept.save(10, state())
     kept.clear()
     assert files(tmp_path / "kept") == ["best.pt"]

@@ -102,6 +102,27 @@ def test_train_takes_a_task_and_one_way_to_name_a_mode(capsys: pytest.CaptureFix
     assert "unknown task 'nothing'" in capsys.readouterr().err
 
 
+def test_short_forms_of_a_task_leave_what_was_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train = ["train", "vae", "--json", "--subset", "100", "--batch-size", "40", "--output-dir"]
+    assert cli.main([*train, str(tmp_path / "a"), "--smoke", "--objective", "sample-quality", "--adaptive"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["epochs"] == 1 and {"test_own_kid", "test_own_frechet", "test_bits_per_dim"} <= set(row)
+    config = json.loads((Path(row["folder"]) / "config.json").read_text(encoding="utf-8"))
+    assert config["subset"] == 100 and config["objective"] == "sample_quality"
+    assert cli.main([*train, str(tmp_path / "b"), "--quick", "--epochs", "2", "--dry-run"]) == 0
+    assert cli.main([*train, str(tmp_path / "c"), "--quick", "--smoke"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert cli.main([*train, str(tmp_path / "d"), "--smoke", "--objective", "fid"]) == 2
+    assert "--objective fid is not one of this task's" in capsys.readouterr().err
+
+
+def test_names_with_hyphens_are_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "vae", "--smoke", "--subset", "100", "--batch-size", "40", "--output-dir", str(tmp_path)]
+    assert cli.main([*train, "--model", "conv_vae", "--mode", "base-only"]) == 0
+    assert cli.main([*train, "--model", "conv-vae", "--mode", "base_only"]) == 0
+    assert "done before" in capsys.readouterr().out
+
+
 def test_doctor_is_json_and_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert doctor.main(["--json", "--data-dir", str(tmp_path / "not/there")]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -208,3 +208,9 @@ def test_a_damaged_file_of_flags(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(UsageError, match=r"study\.json"):
         flags("--config", str(file))
+
+
+@pytest.mark.parametrize("damage", [{"weights": 3}, {"weights": "x"}, {"data_dir": 5}, {"mode": 5}, {"task": ["vae"]}])
+def test_a_damaged_stored_configuration_is_one_line(damage: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="a stored configuration is damaged"):
+        from_json({**to_json(RunConfig()), **damage})

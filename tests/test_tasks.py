@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from adaptive_loss.data.base import Dataset
+from adaptive_loss.data.base import Dataset, Split
 from adaptive_loss.data.digits import load
+from adaptive_loss.errors import UsageError
+from adaptive_loss.metrics.features import load_features
+from adaptive_loss.metrics.frechet import frechet_distance
+from adaptive_loss.metrics.kid import kernel_distance
+from adaptive_loss.models.conv_vae import ConvVAE
 from adaptive_loss.models.vae import VAE
+from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 from adaptive_loss.tasks.classify import confidence_penalty, mixed_cross_entropy, supervised_contrastive
@@ -221,3 +227,91 @@ def test_another_seed_draws_otherwise(name: str, digits: Dataset) -> None:
     other = tasks.get(name)(replace(one.config, seed=one.config.seed + 1), digits, CPU)
     left, right = one.losses(torch.arange(32)), other.losses(torch.arange(32))
     assert any(float(left[k].detach()) != float(right[k].detach()) for k in left)
+
+
+# ---- generative parts
+
+
+def variant(digits: Dataset, **settings: str) -> Task:
+    torch.manual_seed(0)
+    return tasks.get("vae")(RunConfig(dataset="digits", task="vae", **settings), digits, CPU)
+
+
+def test_vae_reports_distances_in_judging_features(digits: Dataset) -> None:
+    task = variant(digits)
+    found = task.evaluate("test")
+    images = task.splits["test"].images.float() / 255
+    noise = own_generator(task.config.seed, "samples test")
+    with torch.no_grad():
+        samples = task.model.eval().decoder(torch.randn(497, 8, generator=noise)).sigmoid().view(-1, 1, 8, 8)
+        judge = load_features("digits", "judge").features
+        one, other = judge(samples), judge(images)
+    assert found["own_kid"] == pytest.approx(float(kernel_distance(one.double(), other.double())), rel=1e-4)
+    assert found["own_frechet"] == pytest.approx(frechet_distance(one, other), rel=1e-4)
+
+
+def test_a_split_too_small_for_a_distance_goes_without_it() -> None:
+    task = variant(load(seed=0, subset=60))
+    assert len(task.splits["select"]) == 7
+    found = task.evaluate("select")
+    assert "own_kid" in found and "own_frechet" not in found
+
+
+def test_vae_on_data_without_features_reports_the_rest(digits: Dataset) -> None:
+    other = Dataset("other", digits.classes, digits.train, digits.probe, digits.select, digits.test, {})
+    task = tasks.get("vae")(RunConfig(task="vae"), other, CPU)
+    assert set(task.evaluate("select")) == {"loss", "reconstruction", "kl", "bits_per_dim"}
+    with pytest.raises(UsageError, match="no 'probe' features for 'other'"):
+        tasks.get("vae")(RunConfig(task="vae", objective="sample_quality"), other, CPU)
+
+
+def test_sample_quality_probes_the_probe_split_and_reaches_both_networks(digits: Dataset) -> None:
+    task = variant(digits, objective="sample-quality", model="conv-vae")
+    assert isinstance(task.model, ConvVAE)
+    torch.testing.assert_close(task.probe.data, task.splits["probe"].images.float() / 255)
+    state = task.probe.state_dict()
+    first = task.probe()
+    first.backward()
+    for name in ("encoder", "decoder"):
+        gradients = [p.grad for p in getattr(task.model, name).parameters()]
+        assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    task.probe.load_state_dict(state)
+    assert float(task.probe().detach()) == float(first.detach())
+
+
+@pytest.mark.parametrize("side", [8, 28, 32])
+def test_model_of_a_vae_follows_the_size_of_the_images(side: int) -> None:
+    images = torch.randint(0, 256, (20, 1, side, side), dtype=torch.uint8)
+    split = Split(images, torch.arange(20) % 10)
+    data = Dataset("other", tuple("0123456789"), split, split, split, split, {})
+    task = tasks.get("vae")(RunConfig(task="vae"), data, CPU)
+    assert type(task.model) is (VAE if side == 8 else ConvVAE)
+    assert all(torch.isfinite(loss) for loss in task.losses(torch.arange(4)).values())
+    assert task.generate(3, torch.Generator()).shape == (3, 1, side, side)
+
+
+def test_conv_vae_takes_sides_that_halve_twice() -> None:
+    with pytest.raises(ValueError, match="multiples of 4, not 8×9"):
+        ConvVAE((1, 8, 9))
+
+
+@pytest.mark.parametrize(("task", "choices"), [("vae", "elbo, sample_quality"), ("classify", "cross_entropy")])
+def test_an_objective_or_model_that_a_task_does_not_have(task: str, choices: str, digits: Dataset) -> None:
+    with pytest.raises(UsageError, match=f"--objective fid is not one of this task's; choose from: {choices}"):
+        tasks.get(task)(RunConfig(task=task, objective="fid"), digits, CPU)
+    with pytest.raises(UsageError, match="--model unet is not one"):
+        tasks.get(task)(RunConfig(task=task, model="unet"), digits, CPU)
+
+
+def test_digits_vae_learns_as_before(digits: Dataset) -> None:
+    # Loss of the first batch and −ELBO after 20 Adam steps, from this test run on the commit before ConvVAE came.
+    task = variant(digits)
+    optimizer = torch.optim.Adam(task.model.parameters(), lr=1e-3)
+    for step in range(20):
+        optimizer.zero_grad()
+        losses = task.losses(torch.arange(50) + 50 * (step % 20))
+        if step == 0:
+            assert float(sum(losses.values()).detach()) == pytest.approx(44.579186, rel=1e-5)
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert task.evaluate("test")["loss"] == pytest.approx(35.418001, rel=1e-4)

@@ -123,6 +123,22 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), torch.where(std > 0, std, 1.0).float()
 
 
+SMALLEST_SUBSET = 10
+
+
+def split_sizes(subset: int) -> dict[str, int]:
+    """80 / 10 / 10 % of ``subset`` images for train, probe and select; :class:`UsageError` below 10 images.
+
+    Example:
+        >>> split_sizes(5000)
+        {'train': 4000, 'probe': 500, 'select': 500}
+    """
+    if subset < SMALLEST_SUBSET:
+        raise UsageError(f"--subset {subset} is too small to split; use {SMALLEST_SUBSET} or more")
+    held_out = subset // 10
+    return {"train": subset - 2 * held_out, "probe": held_out, "select": held_out}
+
+
 def stratified_splits(
     labels: Tensor,
     sizes: Mapping[str, int],

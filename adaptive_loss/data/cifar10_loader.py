@@ -13,11 +13,12 @@ from torch import Tensor
 
 from adaptive_loss.data import _cifar10_files as files
 from adaptive_loss.data import datasets
-from adaptive_loss.data._download import CHUNK, Remote, fetch, file_lock, one_line
+from adaptive_loss.data._download import CHUNK, LIMIT_SECONDS, Remote, fetch, one_line
 from adaptive_loss.data.augment import Augment, augmenter, none, normalise
-from adaptive_loss.data.base import Batches, Dataset, Split, stratified_splits
+from adaptive_loss.data.base import Batches, Dataset, Split, split_sizes, stratified_splits
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.files import sync_folder
+from adaptive_loss.locks import file_lock
 from adaptive_loss.seeding import own_generator
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -25,7 +26,6 @@ SIZE = 170_052_171
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 ARCHIVE = "cifar-10-binary.tar.gz"
 TIMEOUT_SECONDS = 30.0
-SMALLEST_SUBSET = 10
 
 
 @datasets.register("cifar10_loader")
@@ -47,11 +47,8 @@ def load(data_dir: str | Path = "data", *, seed: int = 0, subset: int = 5000) ->
         >>> len(dataset.train), len(dataset.probe), len(dataset.test)  # doctest: +SKIP
         (4000, 500, 10000)
     """
-    if subset < SMALLEST_SUBSET:
-        raise UsageError(f"--subset {subset} is too small to split; use {SMALLEST_SUBSET} or more")
+    sizes = split_sizes(subset)
     source = _find(Path(data_dir).expanduser())
-    held_out = subset // 10
-    sizes = {"train": subset - 2 * held_out, "probe": held_out, "select": held_out}
     labels = source.train_labels()
     chosen = stratified_splits(labels, sizes, own_generator(seed, "cifar10 split"), classes=files.CLASSES)
     splits = {name: Split(source.train_images(rows), labels[rows]) for name, rows in chosen.items()}
@@ -109,7 +106,7 @@ def _download(root: Path) -> None:
         if folder.is_dir():
             return
         if not archive.is_file():
-            fetch(Remote(URL, SIZE, SHA256, by_hand), archive, timeout=TIMEOUT_SECONDS)
+            fetch(Remote(URL, SIZE, SHA256, by_hand), archive, timeout=TIMEOUT_SECONDS, limit=LIMIT_SECONDS)
         _unpack(archive, folder)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptive_loss.data import datasets
-from adaptive_loss.data.base import Dataset, Split, stratified_splits
+from adaptive_loss.data.base import SMALLEST_SUBSET, Dataset, Split, stratified_splits
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.seeding import own_generator
 
@@ -19,7 +19,6 @@ FILE = Path(__file__).with_name("digits.npz")
 SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"
 CLASSES = tuple("0123456789")
 HELD_IN = 1300
-SMALLEST_SUBSET = 10
 
 
 @datasets.register("digits")

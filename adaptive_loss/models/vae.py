@@ -36,6 +36,12 @@ class VAE(nn.Module):
 
     def forward(self, pixels: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Pixel logits [B, D] of one reparametrised sample, and the posterior's mean and log-variance [B, latent]."""
-        mean, log_variance = self.encoder(pixels).chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        return self.decoder(mean + noise * (log_variance / 2).exp()), mean, log_variance
+        latent, mean, log_variance = reparametrise(self.encoder(pixels), generator)
+        return self.decoder(latent), mean, log_variance
+
+
+def reparametrise(encoded: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """z = μ + σε with ε ~ N(0, I), μ and log σ² from ``[B, 2·latent]``, the mean in the first half."""
+    mean, log_variance = encoded.chunk(2, dim=1)
+    noise = torch.randn(mean.shape, generator=generator).to(mean)
+    return mean + noise * (log_variance / 2).exp(), mean, log_variance

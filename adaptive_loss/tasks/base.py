@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_loss.data.base import Dataset, Split
+from adaptive_loss.errors import UsageError
 from adaptive_loss.losses import LossTerms
-from adaptive_loss.probes import held_out
+from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.utils.config import RunConfig
 
 EVALUATION_BATCH = 500
@@ -26,14 +27,25 @@ class Task(ABC):
         device: where everything lives.
         wanted: the terms to compute; the others are left out, with their cost.
         train: the split to train on; None takes ``data.train``.
+
+    Raises:
+        UsageError: the run asks for an objective or a model that the task does not have.
     """
 
     terms: ClassVar[tuple[str, ...]]
     """Names of the terms in order, the base first."""
     base: ClassVar[str | None]
     """The term whose weight stays put."""
+    objectives: ClassVar[tuple[str, ...]] = ()
+    """What the probe may measure (``--objective``), the default first."""
+    models: ClassVar[tuple[str, ...]] = ()
+    """What may be trained (``--model``)."""
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 5}
+    """Settings of ``--quick``: a minute at most on one core."""
+    smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "subset": 500}
+    """Settings of ``--smoke``: ten seconds at most, to see that it runs."""
     model: nn.Module
-    probe: held_out
+    probe: held_out | sample_quality
     """The objective on the probe split."""
     tap: Tensor | Sequence[Tensor] | None = None
     """Where a rule takes the terms' gradients: parameters, or tensors of the last ``losses()`` that all terms share."""
@@ -47,6 +59,8 @@ class Task(ABC):
         wanted: Collection[str] | None = None,
         train: Split | None = None,
     ) -> None:
+        _check_choice("objective", config.objective, self.objectives)
+        _check_choice("model", config.model, self.models)
         self.config, self.device = config, device
         self.wanted = frozenset(self.terms if wanted is None else wanted)
         chosen = {"train": train or data.train, "probe": data.probe, "select": data.select, "test": data.test}
@@ -76,3 +90,8 @@ class Task(ABC):
         data = self.splits[split]
         for start in range(0, len(data), EVALUATION_BATCH):
             yield data.images[start : start + EVALUATION_BATCH], data.labels[start : start + EVALUATION_BATCH]
+
+
+def _check_choice(flag: str, wanted: str | None, choices: Sequence[str]) -> None:
+    if wanted is not None and wanted not in choices:
+        raise UsageError(f"--{flag} {wanted} is not one of this task's; choose from: {', '.join(choices) or 'none'}")

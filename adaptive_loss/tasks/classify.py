@@ -103,6 +103,8 @@ class Classify(Task):
 
     terms = ("cross_entropy", "mixup", "self_distillation", "contrastive", "confidence")
     base = "cross_entropy"
+    objectives = ("cross_entropy",)
+    models = ("simple_cnn",)
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from adaptive_loss.losses import LossTerms
+from adaptive_loss.metrics.bits_per_dim import bits_per_dim
+from adaptive_loss.metrics.features import has_features, load_features
+from adaptive_loss.models.conv_vae import ConvVAE
 from adaptive_loss.models.vae import VAE
-from adaptive_loss.probes import held_out
+from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
+from adaptive_loss.tasks._sample_metrics import sample_metrics
 from adaptive_loss.tasks.base import Task
 
 PROBE_BATCH = 64
+CONVOLUTIONAL_FROM = 16
+"""Height in pixels from which the model is convolutional unless ``--model`` says otherwise."""
 
 
 def bernoulli_reconstruction(logits: Tensor, pixels: Tensor) -> Tensor:
@@ -32,27 +38,58 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 @tasks.register("vae")
 class VariationalAutoencoder(Task):
-    """Terms ``reconstruction`` (base) and ``kl``, both in nats an image; the objective is −ELBO, their plain sum.
+    """Terms ``reconstruction`` (base) and ``kl``, both in nats an image.
 
-    Probing the reconstruction alone would drive the KL's weight to its floor. ``evaluate`` gives ``loss`` = −ELBO in
-    nats an image, ``reconstruction``, ``kl`` and ``bits_per_dim`` = −ELBO/(D log 2).
+    The objective ``elbo`` is −ELBO, their plain sum: probing the reconstruction alone would drive the KL's weight to
+    its floor. ``sample_quality`` compares samples from the prior with held-out images, in features of our own.
+    ``evaluate`` gives ``loss`` = −ELBO in nats an image, ``reconstruction``, ``kl``, ``bits_per_dim`` = −ELBO/(D log 2)
+    and, where the dataset has judging features and the split enough images, ``own_kid`` and ``own_frechet``.
     """
 
     terms = ("reconstruction", "kl")
     base = "reconstruction"
+    objectives = ("elbo", "sample_quality")
+    models = ("vae", "conv_vae")
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 20, "lr": 2e-3}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)
+        self.image_shape = data.image_shape
         self.pixels = math.prod(data.image_shape)
-        self.model = VAE(self.pixels).to(device)
+        self.network = self._build().to(device)
+        self.model = self.network
         self.noise = own_generator(config.seed, "latent")
-        self.probe = held_out(
-            self._objective,
-            self.splits["probe"].images,
+        self.judge = load_features(data.name, "judge").to(device) if has_features(data.name) else None
+        self.probe = self._probe(data.name, self.splits["probe"].images)
+
+    def _build(self) -> VAE | ConvVAE:
+        small = self.image_shape[1] < CONVOLUTIONAL_FROM
+        name = self.config.model or ("vae" if small else "conv_vae")
+        return VAE(self.pixels) if name == "vae" else ConvVAE(self.image_shape)
+
+    def _probe(self, dataset: str, images: Tensor) -> held_out | sample_quality:
+        seed = own_generator(self.config.seed, "probe").initial_seed()
+        if self.config.objective != "sample_quality":
+            return held_out(self._objective, images, batch_size=PROBE_BATCH, model=self.model, seed=seed)
+        features = load_features(dataset, "probe").to(self.device).features
+        return sample_quality(
+            self.generate,
+            images.float() / 255,
+            features,
+            reconstruct=self._reconstruct,
             batch_size=PROBE_BATCH,
             model=self.model,
-            seed=own_generator(config.seed, "probe").initial_seed(),
+            seed=seed,
         )
+
+    def _reconstruct(self, images: Tensor, generator: Generator) -> Tensor:
+        logits, _, _ = self.model(images.flatten(1), generator)
+        return logits.sigmoid().view_as(images)
+
+    def generate(self, count: int, generator: Generator) -> Tensor:
+        """Mean images ``[count, C, H, W]`` in 0 to 1 of latents from the prior; the gradient reaches the decoder."""
+        latent = torch.randn(count, self.network.latent, generator=generator).to(self.device)
+        return self.network.decoder(latent).sigmoid().view(count, *self.image_shape)
 
     def losses(self, rows: Tensor) -> LossTerms:
         """Both terms on one batch."""
@@ -84,10 +121,21 @@ class VariationalAutoencoder(Task):
             for name, value in self._terms(images, noise)[0].items():
                 totals[name] += float(value) * len(images)
             count += len(images)
+        quality = self._sample_metrics(split)
         self.model.train()
         means = {name: total / count for name, total in totals.items()}
         loss = sum(means.values())
-        return {"loss": loss, **means, "bits_per_dim": loss / self.pixels / math.log(2)}
+        return {"loss": loss, **means, "bits_per_dim": bits_per_dim(loss, self.pixels), **quality}
+
+    def _sample_metrics(self, split: str) -> dict[str, float]:
+        """As many samples as the split has images, the same latents at every call, against those images."""
+        if self.judge is None:
+            return {}
+        noise = own_generator(self.config.seed, f"samples {split}")
+        look = self.judge.features
+        batches = [images for images, _ in self.evaluation_batches(split)]
+        samples = torch.cat([look(self.generate(len(images), noise)) for images in batches])
+        return sample_metrics(samples, torch.cat([look(images.float() / 255) for images in batches]))
 
     def state_dict(self) -> dict[str, Any]:
         """The latent noise's generator."""

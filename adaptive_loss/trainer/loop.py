@@ -139,8 +139,6 @@ def run(config: RunConfig, folder: Path, *, quiet: bool = False, lead: Lead | No
 
 def _begin(folder: Path, checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
     """The state to go on from; without one, what an earlier run left in ``folder`` is removed."""
-    for torn in folder.glob(".*.tmp"):
-        torn.unlink()
     state = checkpoints.load() if resume else None
     if state is None:
         checkpoints.clear()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from adaptive_loss.errors import RunError, Stopped, UsageError
-from adaptive_loss.records import Row
+from adaptive_loss.locks import RUNNING, run_lock
+from adaptive_loss.records import Row, remove_leftovers
 from adaptive_loss.trainer.stopping import Lead, StopRequest
 from adaptive_loss.utils.config import RunConfig, core_count, differences, from_json
 
@@ -23,7 +24,6 @@ Result = dict[str, Any]
 Run = Callable[..., Result]
 OnRow = Callable[["Spec", Result], None]
 
-RUNNING = "running"  # a file of this name marks a run that a process is at, so that a dead one can be told
 CHECKPOINTS = "checkpoints"  # the folder of an unfinished run's last states
 STOPPED = "stopped"  # a worker's word for a run that it has saved because it was asked to; never a row of results
 WORKER_DIED = "the worker process died (killed, or out of memory); try fewer --jobs"
@@ -78,10 +78,11 @@ def run_all(
 
 def _tidy(done: Path) -> None:
     """Remove what a kill between a run's result and its end has left."""
-    (done / RUNNING).unlink(missing_ok=True)
-    if (done / CHECKPOINTS).is_dir():
-        from adaptive_loss.checkpoint import Checkpoints
+    if not any((done / name).exists() for name in (RUNNING, CHECKPOINTS)):
+        return
+    from adaptive_loss.checkpoint import Checkpoints
 
+    with run_lock(done):
         Checkpoints(done / CHECKPOINTS).clear()
 
 
@@ -147,9 +148,13 @@ class _OneRun:
         if self.lead is not None and self.lead.file.exists():
             return {"status": STOPPED, "request": ("stopped before it began", 1)}
         spec.folder.mkdir(parents=True, exist_ok=True)
-        marker, report = spec.folder / RUNNING, spec.folder / "error.txt"
-        marker.touch()
+        with run_lock(spec.folder):
+            return finished(spec) or self._row(spec)
+
+    def _row(self, spec: Spec) -> Result:
+        report = spec.folder / "error.txt"
         report.unlink(missing_ok=True)
+        remove_leftovers(spec.folder)
         try:
             row = self._trainer()(spec.config, spec.folder, quiet=self.quiet)
             return {**row, "mode": spec.label}
@@ -163,7 +168,6 @@ class _OneRun:
             report.write_text(traceback.format_exc(), encoding="utf-8")
             return failed_row(spec, reason(error))
         finally:
-            marker.unlink(missing_ok=True)
             # Optimizer and schedule refer to each other: a worker would hold some 40 MB of every run it has done.
             gc.collect()
 
@@ -248,6 +252,6 @@ def _with_spec(one: _OneRun, spec: Spec) -> tuple[Spec, Result]:
 def _read_json(path: Path) -> Result | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

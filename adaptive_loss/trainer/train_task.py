@@ -24,11 +24,15 @@ class Flags(SingleFlags):
     task: tyro.conf.Positional[str] = "classify"
     """What is learned: a file name in adaptive_loss/tasks."""
     dataset: str = "digits"
-    """Which images: digits (embedded) or cifar10 (downloaded once)."""
+    """Which images: digits (embedded), fashion_mnist or cifar10 (each downloaded once)."""
     adaptive: bool = False
     """Short for --mode full: the whole adaptive system."""
     mode: str | None = None
     """What adapts the weights: a file name in adaptive_loss/modes; baseline where neither is given."""
+    quick: bool = False
+    """The task's short form, a minute at most; flags given beside it stay."""
+    smoke: bool = False
+    """The task's shortest form, to see that it runs."""
 
 
 @command
@@ -37,10 +41,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(Flags, argv, PROG, "Train one task once.")
     if flags.adaptive and flags.mode is not None:
         raise UsageError("--adaptive and --mode exclude each other; give one of them")
-    mode = "full" if flags.adaptive else flags.mode or "baseline"
+    if flags.quick and flags.smoke:
+        raise UsageError("--quick and --smoke exclude each other; give one of them")
+    mode = "full" if flags.adaptive else (flags.mode or "baseline").replace("-", "_")
     if flags.output_dir == Flags.output_dir:  # two tasks must not meet in one folder
         flags = replace(flags, output_dir=Path(f"results/train_{flags.task}"))
-    return run_single(flags, modes.aliases.get(mode, mode))
+    return run_single(_shortened(flags), modes.aliases.get(mode, mode))
+
+
+def _shortened(flags: Flags) -> Flags:
+    """``flags`` with the settings of ``--quick`` or ``--smoke`` in place of what was left at its default."""
+    if not (flags.quick or flags.smoke):
+        return flags
+    from adaptive_loss.tasks import tasks
+
+    form = "smoke" if flags.smoke else "quick"
+    return replace(
+        flags,
+        **{
+            name: value
+            for name, value in getattr(tasks.get(flags.task), form).items()
+            if getattr(flags, name) == getattr(Flags, name)
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, get_origin
 
 from adaptive_loss.errors import RunError, Stopped, UsageError
+from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 T = TypeVar("T")
+
+PLUGINS = ("task", "dataset", "weighting", "mode", "modes", "ablation_mode")
+"""Flags that take the name of a plug-in, or ``package.module:Name``."""
 
 
 class Main(Protocol):
@@ -70,8 +74,8 @@ def _terminable() -> Iterator[None]:
 
 
 def complain(error: object, code: int) -> int:
-    """Print ``error`` as one line on stderr and give back ``code``."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    """Print ``error`` as one line on stderr, what could steer a terminal escaped, and give back ``code``."""
+    print("error: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return code
 
 
@@ -126,13 +130,26 @@ def expand_config(args: list[str]) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             flags = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--config {path}: cannot be read as JSON ({error}); name a file such as experiments/*.json"
         ) from None
     if not isinstance(flags, dict):
         raise UsageError(f"--config {path}: holds no JSON object of flags; see experiments/ for examples")
+    for name, value in flags.items():
+        _check_no_code(path, name, value)
     return [word for name, value in flags.items() for word in _as_flag(name, value)] + args
+
+
+def _check_no_code(path: str, name: str, value: Any) -> None:
+    """A file may come from anyone, so it may not name code outside the package to import; a command line may."""
+    names = value if isinstance(value, list) else [value]
+    outside = [item for item in map(str, names) if ":" in item and not item.startswith("torchjd:")]
+    if outside and name.replace("-", "_") in PLUGINS:
+        raise UsageError(
+            f"--config {path}: {name} {outside[0]!r} is code outside the package, which a file may not name; "
+            f"if you trust it, give --{name} on the command line"
+        )
 
 
 def _value(args: list[str], at: int) -> str | None:

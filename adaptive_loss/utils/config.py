@@ -13,6 +13,8 @@ from adaptive_loss.errors import UsageError
 
 # Where the data lies, what computes and how a run is kept do not change what it is, so they may differ on resume.
 NOT_IDENTITY = ("data_dir", "device", "threads", "save_every", "resume", "preempt_file")
+# Fields that name a plug-in; written with hyphens they mean the same, so they are the same run.
+NAMES = ("task", "dataset", "model", "objective", "weighting", "mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,11 @@ class Settings:
     task: str = "classify"
     """What is learned: a file name in adaptive_loss/tasks."""
     dataset: str = "cifar10"
-    """Which images: cifar10 (downloaded once) or digits (embedded)."""
+    """Which images: cifar10, fashion_mnist (each downloaded once) or digits (embedded)."""
+    model: str | None = None
+    """What is trained, a file name in adaptive_loss/models; None is the task's own choice."""
+    objective: str | None = None
+    """What the weights are adapted to; None is the task's first. For vae: elbo or sample_quality."""
     epochs: int = 25
     """Passes over the training split."""
     batch_size: int = 128
@@ -53,6 +59,11 @@ class Settings:
     """Go on where an unfinished run was saved; --no-resume begins it anew."""
     preempt_file: Path | None = None
     """When this file appears, every run saves and the command ends with code 143."""
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            if (value := getattr(self, name, None)) is not None:
+                object.__setattr__(self, name, value.replace("-", "_"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +157,21 @@ def to_json(config: Settings) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> RunConfig:
-    """The configuration that :func:`to_json` wrote; :class:`UsageError` names a field it does not know."""
+    """The configuration that :func:`to_json` wrote; :class:`UsageError` says what is unknown or damaged."""
     known = {f.name for f in fields(RunConfig)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"unknown configuration field {unknown[0]!r}; the fields are: {', '.join(sorted(known))}")
-    data_dir, notice = Path(values.get("data_dir", RunConfig.data_dir)), values.get("preempt_file")
-    typed = {"data_dir": data_dir, "preempt_file": notice and Path(notice), "weights": dict(values.get("weights", {}))}
-    return RunConfig(**{**values, **typed})
+    try:
+        notice = values.get("preempt_file")
+        typed = {
+            "data_dir": Path(values.get("data_dir", RunConfig.data_dir)),
+            "preempt_file": None if notice is None else Path(notice),
+            "weights": dict(values.get("weights", {})),
+        }
+        return RunConfig(**{**values, **typed})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"a stored configuration is damaged: {error}") from None
 
 
 def differences(there: RunConfig, here: RunConfig) -> list[str]:

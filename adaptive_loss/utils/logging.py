@@ -1,6 +1,7 @@
-"""What a run says while it runs: metrics as CSV, events as JSON lines, curves for TensorBoard, one progress line.
+"""What a run says while it runs: metrics as CSV, events and curves as JSON lines, one progress line.
 
-The CSV and the JSON lines are the truth; the TensorBoard files are a view of the same numbers.
+The CSV and the JSON lines are the truth; the TensorBoard files are a view of ``tb/scalars.jsonl`` beside them, and
+``adaptive-loss rebuild`` makes them anew.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import IO, Any, Protocol
 
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.records import csv_cell, csv_line, json_dump, write_atomic
+from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 INTERVAL_S = 10.0
+SCALARS = "tb/scalars.jsonl"
 
 
 class RunLogger:
-    """Writes a run's ``metrics.csv``, ``events.jsonl`` and ``tb/`` into one folder, each line flushed at once.
+    """Writes a run's ``metrics.csv``, ``events.jsonl`` and the curves in ``tb/`` into one folder, each line at once.
 
     An existing folder is continued: a line torn by a kill is cut off, and the metrics keep their columns.
 
@@ -60,13 +63,14 @@ class RunLogger:
         self._purge_step: int | None = None
         self._writer: Any = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(self.folder / "events.jsonl")
-            _cut_torn_line(self.folder / "metrics.csv")
+            (self.folder / SCALARS).parent.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.csv", "events.jsonl", SCALARS):
+                _cut_torn_line(self.folder / name)
             self._columns = self._header()
             # unbuffered: a line is on disk or refused, and nothing is left over to fail again at close
             self._metrics = open(self.folder / "metrics.csv", "ab", buffering=0)  # noqa: SIM115
             self._events = open(self.folder / "events.jsonl", "ab", buffering=0)  # noqa: SIM115
+            self._scalars = open(self.folder / SCALARS, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from error
         if columns is not None and self._columns is None:
@@ -91,15 +95,16 @@ class RunLogger:
         self._append(self._events, line)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the finite ones of ``values`` to TensorBoard at ``step``."""
+        """Append the finite ones of ``values`` at ``step`` to ``tb/scalars.jsonl``, and show them in TensorBoard."""
+        finite = {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
+        self._append(self._scalars, json_dump({"step": step, "values": finite}, indent=None))
         if self._writer is None and self._tensorboard:
             self._writer = self._open_tensorboard()
             self._tensorboard = self._writer is not None
         self._last_curve = step
         if self._writer is not None:
-            for tag, value in values.items():
-                if math.isfinite(value):
-                    self._writer.add_scalar(tag, float(value), step)
+            for tag, value in finite.items():
+                self._writer.add_scalar(tag, value, step)
 
     def state_dict(self) -> dict[str, int]:
         """How far each file has come, all of it forced to disk: a run that goes on from here drops what came later."""
@@ -130,6 +135,7 @@ class RunLogger:
         """Flush and close every file; a second call does nothing."""
         self._metrics.close()
         self._events.close()
+        self._scalars.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -144,7 +150,7 @@ class RunLogger:
         self.close()
 
     def _files(self) -> list[tuple[str, FileIO]]:
-        return [("metrics", self._metrics), ("events", self._events)]
+        return [("metrics", self._metrics), ("events", self._events), ("scalars", self._scalars)]
 
     def _start(self, columns: Sequence[str]) -> list[str]:
         self._columns = [csv_cell(name) for name in columns]
@@ -251,7 +257,7 @@ class _Lines:
         passed = self._last - self._start
         parts = [f"{self._description}: step {self._done}/{self._total}", self._text]
         parts.append(f"{self._done / passed:.1f} steps/s" if passed > 0 else "")
-        print(", ".join(part for part in parts if part), file=self._stream, flush=True)
+        print(printable(", ".join(part for part in parts if part)), file=self._stream, flush=True)
 
 
 class _Bar:
@@ -261,7 +267,7 @@ class _Bar:
         self._display, self._task = display, task
 
     def update(self, n: int = 1, text: str = "") -> None:
-        self._display.update(self._task, advance=n, **({"text": text} if text else {}))
+        self._display.update(self._task, advance=n, **({"text": printable(text)} if text else {}))
 
 
 @contextmanager
@@ -274,4 +280,4 @@ def _bar(total: int, description: str, stream: IO[str]) -> Iterator[Progress]:
     words, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)
     columns = (words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
     with Display(*columns, console=Console(file=stream)) as display:
-        yield _Bar(display, display.add_task(description, total=total, text=""))
+        yield _Bar(display, display.add_task(printable(description), total=total, text=""))

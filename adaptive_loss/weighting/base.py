@@ -127,8 +127,12 @@ class Weighting(nn.Module, ABC):
         """
 
     def let_through(self, weights: Tensor, context: Context) -> Tensor:
-        """What the rule lets through of the [K] weights that it, alone or in a product with others, has given."""
+        """What the rule lets through of the [K] weights that it, alone or in a product, has given; detached."""
         return weights
+
+    def saturated(self) -> Tensor | None:
+        """[K] bool, the weights that stand at a bound of the rule's own; None where it has none, or sees to it."""
+        return None
 
     def penalty(self, context: Context) -> Tensor | None:
         """What the rule adds to the total (½Σs for uncertainty weighting), or None."""

@@ -111,6 +111,10 @@ class LRAnnealing(AgainstBase):
             raise ValueError(f"LRAnnealing got alpha={alpha}, limit={limit}: give an alpha in (0, 1], a positive limit")
         self.statistic, self.limit = statistic, limit
 
+    def saturated(self) -> Tensor:
+        """[K] bool, λᵢ within 1% of the limit that it is drawn to."""
+        return self.held >= 0.99 * self.limit
+
     def observe(self, losses: Tensor, context: Context) -> Mapping[str, Tensor]:
         """Move λ of the auxiliaries that are there."""
         assert context.gradients is not None
