@@ -8,11 +8,13 @@ import io
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, get_origin
 
-from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.errors import RunError, Stopped, UsageError
 from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 T = TypeVar("T")
@@ -38,17 +40,37 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            with _terminable():
+                return main(argv)
         except UsageError as error:
             return complain(error, 2)
         except (RunError, OSError) as error:
             return _closed_pipe() if isinstance(error, BrokenPipeError) else complain(error, 1)
         except ModuleNotFoundError as error:
             return complain(missing_extra(error), 1)
+        except Stopped as stop:
+            return complain(f"{stop}; run the same command again to go on", stop.code)
         except KeyboardInterrupt:
             return complain("interrupted; run the same command again to go on", 130)
 
     return wrapped
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as an exception, which closes what is open, and not on the spot."""
+
+    def stop(number: int, *_: object) -> None:
+        raise Stopped("stopped by SIGTERM", 128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def complain(error: object, code: int) -> int:
