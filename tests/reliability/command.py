@@ -25,7 +25,7 @@ FLAGS = shlex.split(
     "classify --mode full --subset 100 --batch-size 15 --epochs 2 --seed 7 --save-every 1 --threads 1 "
     "--device cpu --precision fp32"
 )
-LOGS = ("metrics.csv", "events.jsonl")
+LOGS = ("metrics.csv", "events.jsonl", "tb/scalars.jsonl")
 TIMING = ("train_seconds", "steps_per_second", "peak_memory_mb", "provenance")
 
 
@@ -74,7 +74,7 @@ def _acknowledging(pipe: int) -> Iterator[None]:
 
     def appending(self: RunLogger, file: Any, line: str) -> None:
         append(self, file, line)
-        os.write(pipe, f"{Path(file.name).name} 1\n".encode())
+        os.write(pipe, f"{Path(file.name).relative_to(self.folder)} 1\n".encode())
 
     with mock.patch.object(Checkpoints, "save", saving), mock.patch.object(RunLogger, "_append", appending):
         yield
