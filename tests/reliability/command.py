@@ -74,8 +74,7 @@ def _acknowledging(pipe: int) -> Iterator[None]:
 
     def appending(self: RunLogger, file: Any, line: str) -> None:
         append(self, file, line)
-        name = next(name for name in LOGS if str(file.name).endswith(name))
-        os.write(pipe, f"{name} 1\n".encode())
+        os.write(pipe, f"{Path(file.name).relative_to(self.folder)} 1\n".encode())
 
     with mock.patch.object(Checkpoints, "save", saving), mock.patch.object(RunLogger, "_append", appending):
         yield

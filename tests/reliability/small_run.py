@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from adaptive_loss import LossMonitor, MetaController, probes
+from adaptive_loss import Guards, LossMonitor, MetaController, probes
 from adaptive_loss.checkpoint import gather, restore
 from adaptive_loss.data.base import Batches
 from adaptive_loss.loss_monitor import MonitorConfig
@@ -66,7 +66,7 @@ class Examples(Dataset[Tensor]):
 
 
 class SmallRun:
-    """Three epochs of six steps under one rule, with controller, monitor, probe, schedule, scaler and logs."""
+    """Three epochs of six steps under one rule, with controller, monitor, probe, quarantine, scaler and logs."""
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         random.seed(setting.seed)
@@ -86,6 +86,7 @@ class SmallRun:
             probe=probes.held_out(lambda x: sum(self.net(x)[0].values()), data.data, batch_size=5, model=self.net),
             total_steps=STEPS,
             seed=setting.seed,
+            guards=Guards(quarantine=2, quarantine_steps=3, clip_norm=50.0),
         )
         self.optimizer = torch.optim.Adam([*self.net.parameters(), *self.executor.parameters()], lr=0.02)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.05, total_steps=STEPS)
