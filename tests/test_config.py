@@ -148,6 +148,11 @@ def test_a_term_given_twice() -> None:
         parse_weights(["ce=1", "ce=2"])
 
 
+def test_weights_given_twice_are_not_dropped() -> None:
+    with pytest.raises(UsageError, match="--weights is given twice"):
+        flags("--weights", "ce=1", "--weights", "kd=2")
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

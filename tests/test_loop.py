@@ -71,6 +71,15 @@ def test_folder_and_row(tmp_path: Path) -> None:
     assert list((folder / "tb").iterdir())
 
 
+def test_tensorboard_shows_losses_weights_shares_actions_and_skips(tmp_path: Path) -> None:
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loop.run(replace(CONFIG, mode="full"), tmp_path, quiet=True)
+    tags = set(board.EventAccumulator(str(tmp_path / "tb")).Reload().Tags()["scalars"])
+    for group in ("loss", "weight", "share"):
+        assert {f"{group}/cross_entropy", f"{group}/confidence"} <= tags
+    assert {"interventions", "skipped_steps"} <= tags
+
+
 def test_what_an_unfinished_run_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch\n99\n")
     (tmp_path / "events.jsonl").write_text("{}\n")

@@ -160,6 +160,7 @@ def _log_step(training: Training, record: StepRecord, log: RunLogger) -> None:
         scalars |= {f"weight/{name}": value for name, value in record.weights.items()}
         scalars |= {f"share/{name}": value for name, value in shares(record.losses, record.weights).items()}
         scalars |= {"gradient_norm": record.gradient_norm, "skipped_steps": training.executor.skipped_steps}
+        scalars["interventions"] = training.interventions
         log.scalars(record.step, scalars)
 
 

@@ -88,7 +88,10 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, description: str)
     try:
         with contextlib.redirect_stderr(captured):
             flags = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-            args = expand_config(list(sys.argv[1:] if argv is None else argv), flags)
+            typed = list(sys.argv[1:] if argv is None else argv)
+            if sum(_is(word, "--weights") for word in typed) > 1:  # the last alone would count
+                raise UsageError("--weights is given twice; give every TERM=NUMBER after one")
+            args = expand_config(typed, flags)
             return tyro.cli(cls, args=args, prog=prog, description=description, registry=_registry())
     except SystemExit as stop:
         if not stop.code:
@@ -107,7 +110,7 @@ def expand_config(args: list[str], known: Collection[str]) -> list[str]:
     Raises:
         UsageError: the file is missing, is no JSON object, or holds what is none of the ``known`` flags.
     """
-    path = next((_value(args, i) for i, arg in enumerate(args) if arg.partition("=")[0] == "--config"), None)
+    path = next((_value(args, i) for i, arg in enumerate(args) if _is(arg, "--config")), None)
     if path is None:
         return args
     try:
@@ -123,6 +126,10 @@ def expand_config(args: list[str], known: Collection[str]) -> list[str]:
     if strange:
         raise UsageError(f"--config {path}: {strange[0]!r} is no flag of this command; name a file made for it")
     return [word for name, value in flags.items() for word in _as_flag(name, value)] + args
+
+
+def _is(word: str, flag: str) -> bool:
+    return word.partition("=")[0] == flag
 
 
 def _value(args: list[str], at: int) -> str | None:
