@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo test lint types bench
+.PHONY: demo test torture lint types audit bench
 
 demo: $(STAMP)
 	$(BIN)/adaptive-loss demo
@@ -12,12 +12,20 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(RUN) pytest -n 2 -q
 
+# At most an hour on two cores; docs/reliability.md is written by `python -m tests.reliability --write`.
+torture: $(STAMP)
+	$(RUN) tests.reliability
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(STAMP)
 	$(BIN)/pyright
+
+# Skips itself, in under a minute, where pip-audit or its data cannot be reached.
+audit: $(STAMP)
+	$(BIN)/python scripts/audit.py
 
 bench: $(STAMP)
 	$(RUN) benchmarks.overhead

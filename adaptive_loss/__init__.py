@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adaptive_loss.loss_executor import LossExecutor
     from adaptive_loss.loss_monitor import LossMonitor
     from adaptive_loss.meta_controller import MetaController
+    from adaptive_loss.rollback import Rollback
     from adaptive_loss.units import Reduction
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "LossMonitor",
     "MetaController",
     "Reduction",
+    "Rollback",
     "__version__",
     "bucket_means",
     "probes",
@@ -41,6 +43,7 @@ _HOMES = {
     "LossMonitor": "adaptive_loss.loss_monitor",
     "MetaController": "adaptive_loss.meta_controller",
     "Reduction": "adaptive_loss.units",
+    "Rollback": "adaptive_loss.rollback",
     "bucket_means": "adaptive_loss.buckets",
 }
 

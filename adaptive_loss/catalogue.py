@@ -16,10 +16,16 @@ import tyro
 from adaptive_loss.records import write_atomic
 from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.weighting import TORCHJD, weightings
+from adaptive_loss.weighting._torchjd_methods import METHODS
+from adaptive_loss.weighting.torchjd import Scalarized, TorchJD
 
 PROG = "adaptive-loss rules"
-COSTS = {True: "one pass through the heads a term, every refresh", False: "a few microseconds"}
-"""What a step pays, by whether the rule takes gradients."""
+COSTS = {
+    "host": "a few microseconds",
+    "heads": "one pass through the heads a term, every refresh",
+    "solver": "one pass through the heads a term and a solver, every refresh",
+}
+"""Cost class of a rule: what it adds to a step."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Rule:
         name: what ``weighting=`` takes.
         family: where the rule's evidence comes from.
         needs: what the user must give it besides the losses.
-        cost: what it adds to a step.
+        cost: its class, a key of :data:`COSTS`.
         summary: the first line of its docstring.
     """
 
@@ -54,32 +60,61 @@ class Flags:
 
 
 def entry(name: str) -> Rule:
-    """The catalogue's line about the rule called ``name``; imports its file."""
+    """The catalogue's line about the rule called ``name``; imports its file, but not TorchJD for a short name."""
+    short = _short(name)
+    if short is not None:
+        needs = ("gradients", "base") if short == "pcd" else ("gradients",)
+        return Rule(short, "gradients, by TorchJD", needs, "solver", METHODS[TORCHJD[short]].summary)
     rule = weightings.get(name)
     summary = (inspect.getdoc(rule) or "").partition("\n\n")[0].replace("\n", " ")
-    return Rule(name, rule.family, rule.needs, COSTS["gradients" in rule.needs], summary)
+    return Rule(name, rule.family, rule.needs, "heads" if "gradients" in rule.needs else "host", summary)
+
+
+def _short(name: str) -> str | None:
+    """The short name of one of TorchJD's rules, if it has one."""
+    full = weightings.resolve(name)
+    return next((short for short, method in TORCHJD.items() if full == f"torchjd:{method}"), None)
 
 
 def catalogue() -> list[Rule]:
     """Every rule, by family and name; TorchJD's by what is known of them without it."""
-    ours = [entry(name) for name in weightings.names()]
-    theirs = [_by_torchjd(short, method) for short, method in TORCHJD.items()]
-    return sorted(ours + theirs, key=lambda rule: (rule.family, rule.name))
-
-
-def _by_torchjd(short: str, method: str) -> Rule:
-    needs = ("gradients", "base") if method == "PCD" else ("gradients",)
-    return Rule(short, "gradients, by TorchJD", needs, f"{COSTS[True]}, and a solver", f"{method}, from the Gramian.")
+    return sorted(map(entry, [*weightings.names(), *TORCHJD]), key=lambda rule: (rule.family, rule.name))
 
 
 def page(name: str) -> str:
     """The rule's page in Markdown: what it is, how it is called, its docstring, and its pure functions'."""
-    rule, kind = entry(name), weightings.get(name)
-    parts = [f"# {name}", f"*{rule.family}; needs {', '.join(rule.needs) or 'nothing but the losses'}; {rule.cost}*"]
-    parts += [f'`LossExecutor(..., weighting="{name}")`', markdown(inspect.getdoc(kind) or "")]
-    for function, text in sorted(_functions(kind).items()):
-        parts += [f"## {function}", text]
-    return "\n\n".join(parts) + "\n"
+    rule = entry(name)
+    needs = ", ".join(rule.needs) or "nothing but the losses"
+    head = [f"# {rule.name}", f"*{rule.family}; needs {needs}; {COSTS[rule.cost]}*", rule.summary]
+    head += [f'`LossExecutor(..., weighting="{rule.name}")`, or with other settings than these:']
+    body = _of_torchjd(TORCHJD[rule.name]) if rule.name in TORCHJD else _of_class(weightings.get(name))
+    return "\n\n".join([*head, *body]) + "\n"
+
+
+def _of_class(kind: type) -> list[str]:
+    """Call, docstring without its first line, and the pure functions."""
+    theirs = issubclass(kind, (TorchJD, Scalarized))
+    call = _made("torchjd_rule", f'(n_terms, "{kind.method}", **options)') if theirs else _made(kind, _signature(kind))
+    _, _, text = (inspect.getdoc(kind) or "").partition("\n\n")
+    functions = {} if theirs else _functions(kind)
+    return [call, markdown(text), *(f"## {name}\n\n{functions[name]}" for name in sorted(functions))]
+
+
+def _of_torchjd(method: str) -> list[str]:
+    """Call, what is known of the method, and what the adapter does with it."""
+    about, (_, _, text) = METHODS[method], (inspect.getdoc(TorchJD) or "").partition("\n\n")
+    options = f", {about.options}" if about.options else ""
+    return [
+        _made("torchjd_rule", f'(n_terms, "{method}"{options})'),
+        f"{about.maths}\n\nReference: {about.reference}\n\nChoose it when {about.choose}.",
+        f"## Through the adapter\n\n{markdown(text)}",
+    ]
+
+
+def _made(called: type | str, arguments: str) -> str:
+    """How a rule is made by hand, as code."""
+    module, name = (TorchJD.__module__, called) if isinstance(called, str) else (called.__module__, called.__name__)
+    return f"```python\nfrom {module} import {name}\n\n{name}{arguments}\n```"
 
 
 def markdown(docstring: str) -> str:
@@ -114,22 +149,26 @@ def _functions(kind: type) -> Mapping[str, str]:
     }
 
 
-def _signature(function: Callable[..., object]) -> str:
+def _signature(called: Callable[..., object]) -> str:
+    signature = inspect.signature(called)
+    if inspect.isclass(called):
+        signature = signature.replace(return_annotation=inspect.Signature.empty)
     # Annotations are postponed, so they come as quoted text.
-    return str(inspect.signature(function)).replace("'", "")
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(signature))
 
 
 def _row(rule: Rule) -> str:
-    name = rule.name if rule.name in TORCHJD else f"[{rule.name}]({rule.name}.md)"
     summary = rule.summary.replace("|", "\\|")
-    return f"| {name} | {rule.family} | {', '.join(rule.needs) or '-'} | {summary} |"
+    needs = ", ".join(rule.needs) or "-"
+    return f"| [{rule.name}]({rule.name}.md) | {rule.family} | {needs} | {rule.cost} | {summary} |"
 
 
 def pages() -> dict[str, str]:
     """File name → text of every page, and of the table that links to them."""
-    head = ["# Weighting rules", "", "| rule | family | needs | what it does |", "|---|---|---|---|"]
-    index = "\n".join([*head, *map(_row, catalogue())]) + "\n"
-    return {"README.md": index} | {f"{name}.md": page(name) for name in weightings.names()}
+    head = ["# Weighting rules", "", "| rule | family | needs | cost | what it does |", "|---|---|---|---|---|"]
+    costs = ["", "What a rule adds to a step, by its cost class:", "", *(f"- {c}: {text}" for c, text in COSTS.items())]
+    index = "\n".join([*head, *map(_row, catalogue()), *costs]) + "\n"
+    return {"README.md": index} | {f"{name}.md": page(name) for name in [*weightings.names(), *TORCHJD]}
 
 
 def table(rules: Sequence[Rule]) -> str:
@@ -139,8 +178,9 @@ def table(rules: Sequence[Rule]) -> str:
     for family in dict.fromkeys(rule.family for rule in rules):
         lines.append(f"{family}:")
         for rule in (rule for rule in rules if rule.family == family):
-            needs = f"  [needs {', '.join(rule.needs)}]" if rule.needs else ""
-            lines.append(f"  {rule.name:<{width}}  {rule.summary}{needs}")
+            needs = f"needs {', '.join(rule.needs)}; " if rule.needs else ""
+            lines.append(f"  {rule.name:<{width}}  {rule.summary}  [{needs}cost {rule.cost}]")
+    lines += [f"cost {name}: {text}" for name, text in COSTS.items()]
     return "\n".join([*lines, f"{len(rules)} rules; `{PROG} NAME` shows a rule's formula, reference and defaults"])
 
 
@@ -154,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_atomic(flags.write / file, text)
         print(f"written: {flags.write}")
     elif flags.name is not None:
-        print(json.dumps(asdict(entry(flags.name))) if flags.json else page(weightings.resolve(flags.name)).rstrip())
+        print(json.dumps(asdict(entry(flags.name))) if flags.json else page(flags.name).rstrip())
     else:
         rules = catalogue()
         print(json.dumps([asdict(rule) for rule in rules]) if flags.json else table(rules))

@@ -20,6 +20,7 @@ COMMANDS = {
     "analyze": ("adaptive_loss.trainer.simple_ablation_analysis:main", "what an ablation showed, paired by seed"),
     "rules": ("adaptive_loss.catalogue:main", "every weighting rule, what it needs, and its page"),
     "picture": ("adaptive_loss.picture:main", "what the weights and losses of one run did"),
+    "rebuild": ("adaptive_loss.rebuild:main", "results and TensorBoard files again, from the ledger and the logs"),
     "doctor": ("adaptive_loss.doctor:main", "versions, devices, disk and determinism here"),
 }
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from adaptive_loss.parallel import Group, is_split, is_whole, mean_gradients, size_of, summed
+
 Gradient = Sequence[Tensor | None]
 """One tensor a parameter; None where the parameter does not take part."""
 
@@ -41,6 +43,13 @@ def term_gradients(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> li
     """One vector–Jacobian product a loss on the live graph, which is kept for the user's own backward."""
     found = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
     return [[part.to_dense() if part is not None and part.is_sparse else part for part in parts] for parts in found]
+
+
+def gradients_where_there(losses: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Gradient]:
+    """One gradient a loss, all None where the loss is."""
+    nothing: Gradient = [None] * len(parameters)
+    found = iter(term_gradients([loss for loss in losses if loss is not None], parameters))
+    return [nothing if loss is None else next(found) for loss in losses]
 
 
 def preconditioner(optimizer: Optimizer | None, parameters: Sequence[Tensor]) -> list[Tensor | float]:
@@ -85,26 +94,33 @@ def gramian(gradients: Sequence[Gradient], metric: Sequence[Tensor | float]) -> 
         [n, n] float64 on the CPU; products are taken in float32 (float64 where the gradients are) and summed
             over parameters in float64.
     """
+    parts = zip(zip(*gradients, strict=True), metric, strict=True)
+    found = [products for rows, scale in parts if (products := _products(rows, scale)) is not None]
     total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    for parts, scale in zip(zip(*gradients, strict=True), metric, strict=True):
-        known = next((part for part in parts if part is not None), None)
-        if known is None or not known.numel():
-            continue
-        rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts])
-        rows = rows.reshape(len(rows), -1).to(torch.promote_types(rows.dtype, torch.float32))
-        rows, size = _unit_size(rows)
-        products = (rows * (scale.flatten() if isinstance(scale, Tensor) else scale)) @ rows.T
-        total += products.to("cpu", torch.float64) * size * size[:, None]
+    if not found:
+        return total
+    # One transfer to the host, whatever the number of parameters.
+    for products in torch.stack([part.to(found[0].device) for part in found]).to("cpu", torch.float64):
+        size = products[:, -1]
+        total += products[:, :-1] * size * size[:, None]
     return (total + total.T) / 2
 
 
-def _unit_size(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row over a power of two near its greatest entry, and those powers [n] on the CPU.
+def _products(parts: Gradient, scale: Tensor | float) -> Tensor | None:
+    """[n, n+1] inner products of n rows over one parameter, each row divided by its size, and the sizes; None for none.
 
-    The division is exact, so nothing changes but that products of tiny or huge gradients stay in float32's range.
+    A row's size is a power of two near its greatest entry. The division by it is exact, so nothing changes but that
+    products of tiny or huge gradients stay in float32's range.
     """
+    known = next((part for part in parts if part is not None), None)
+    if known is None or not known.numel():
+        return None
+    rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts])
+    rows = rows.reshape(len(rows), -1).to(torch.promote_types(rows.dtype, torch.float32))
     exponents = torch.frexp(rows.abs().amax(1)).exponent.clamp(-126, 126)
-    return torch.ldexp(rows, -exponents[:, None]), torch.exp2(exponents.to("cpu", torch.float64))
+    rows = torch.ldexp(rows, -exponents[:, None])
+    products = (rows * (scale.flatten() if isinstance(scale, Tensor) else scale)) @ rows.T
+    return torch.cat([products, torch.ldexp(torch.ones_like(products[:, :1]), exponents[:, None])], dim=1)
 
 
 class TermGradients:
@@ -112,12 +128,15 @@ class TermGradients:
 
     A tap is the output tensor, shared features or some parameters; at features the products cost one pass through the
     heads a term and keep K tensors of the features' size. Products are taken in float32 (float64 where the gradients
-    are); ``.grad`` is never written.
+    are); ``.grad`` is never written. Between ranks they are the gradients of the terms' means over all ranks: at
+    parameters the means of the ranks' gradients, at other tensors, of which each rank has its part of the batch, what
+    one process would find at all parts together.
 
     Args:
         losses: K live terms, None where absent or off.
         scale: [K] factor of each term.
         at: the tensors to differentiate with respect to.
+        group: the ranks that train together.
 
     Example:
         >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
@@ -126,28 +145,30 @@ class TermGradients:
         ([5.0, 2.8284271247461903], 14.0)
     """
 
-    def __init__(self, losses: Sequence[Tensor | None], scale: Tensor, at: Sequence[Tensor]) -> None:
-        self.losses, self.scale, self.at = losses, scale, at
+    def __init__(
+        self, losses: Sequence[Tensor | None], scale: Tensor, at: Sequence[Tensor], group: Group = None
+    ) -> None:
+        self.losses, self.scale, self.at, self.group = losses, scale, at, group
+        self.shares = [1 / size_of(group) if is_whole(tensor) else 1.0 for tensor in at]
+        """The part of each tensor that this rank answers for, so that sums over ranks count every entry once."""
 
     @cached_property
     def raw(self) -> list[Gradient]:
         """One gradient a term over the tap's tensors, unscaled; all None where the term is absent."""
-        nothing: Gradient = [None] * len(self.at)
-        live = [loss for loss in self.losses if loss is not None]
-        found = iter(term_gradients(live, self.at))
-        return [nothing if loss is None else next(found) for loss in self.losses]
+        own = gradients_where_there(self.losses, self.at)
+        return mean_gradients(own, self.at, [is_whole(tensor) for tensor in self.at], self.group)
 
     @cached_property
     def gramian(self) -> Tensor:
         """[K, K] ⟨sᵢgᵢ, sⱼgⱼ⟩, float64 on the CPU, 0 where a term is absent; one transfer to the host."""
-        return gramian(self.raw, [1.0] * len(self.at)) * self.scale * self.scale[:, None]
+        return summed(gramian(self.raw, self.shares), self.group) * self.scale * self.scale[:, None]
 
-    @property
+    @cached_property
     def norms(self) -> Tensor:
         """[K] ‖sᵢgᵢ‖."""
         return self.gramian.diagonal().clamp_min(0).sqrt()
 
-    @property
+    @cached_property
     def cosines(self) -> Tensor:
         """[K, K] cosines, 0 with a gradient that is 0."""
         norms = self.norms
@@ -216,5 +237,19 @@ def dense_values(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> float:
-    """Euclidean norm of all gradients together, 0 for none; one transfer to the host."""
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    """Euclidean norm of all gradients together, 0 for none, taken at least in float32; one transfer to the host.
+
+    Of gradients that ``fully_shard`` has split it is the norm of the whole.
+    """
+    split = [gradient for gradient in gradients if is_split(gradient)]
+    whole = [gradient for gradient in gradients if not is_split(gradient)]
+    return math.hypot(_norm(whole), _norm(split)) if split else _norm(whole)
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm([_at_least_float32(g) for g in gradients])) if gradients else 0.0
+
+
+def _at_least_float32(gradient: Tensor) -> Tensor:
+    """The gradient itself, or the norm of one in half precision, which could not hold it: the total is the same."""
+    return gradient if gradient.element_size() >= 4 else torch.linalg.vector_norm(gradient, dtype=torch.float32)

@@ -24,12 +24,17 @@ class Guards:
 
     Args:
         max_rejections: after this many rejected steps in a row the executor raises.
-        spikes: reject a step on which a term jumps far above its recent values.
+        spikes: reject a step on which a term jumps far above its recent values. Turn it off where rare batches are
+            meant to have a far greater loss than the others.
         spike_window: accepted values a term's spike gate looks back on; silent until a quarter is filled.
         bounds: least and greatest weight of a term that is on, widened to its start weight.
         rate_limit: greatest change of a log-weight from one step to the next, in nats; None for no limit.
         share_cap: greatest share one auxiliary may hold of Σⱼ wⱼ|Lⱼ|; binds only above the start weight. None: no cap.
         clip_norm: greatest gradient norm; longer gradients are scaled down. None: no clipping.
+        quarantine: rejected steps after which the auxiliary that they name is left out, and the run goes on on the
+            other terms. None: it stays, and after ``max_rejections`` in a row the executor raises.
+        quarantine_steps: healthy steps in a row after which such a term is back on probation, where one bad step
+            takes it out again; after as many more its past is forgotten.
     """
 
     max_rejections: int = 10
@@ -39,6 +44,8 @@ class Guards:
     rate_limit: float | None = 1.0
     share_cap: float | None = 0.9
     clip_norm: float | None = None
+    quarantine: int | None = None
+    quarantine_steps: int = 100
 
     def __post_init__(self) -> None:
         low, high = self.bounds
@@ -52,6 +59,16 @@ class Guards:
             raise ValueError(f"Guards.clip_norm is {self.clip_norm}: give a positive norm, or None")
         if self.max_rejections < 1 or self.spike_window < 16:
             raise ValueError("Guards.max_rejections must be at least 1 and Guards.spike_window at least 16")
+        self._check_quarantine()
+
+    def _check_quarantine(self) -> None:
+        if self.quarantine is not None and not 1 <= self.quarantine < self.max_rejections:
+            raise ValueError(
+                f"Guards.quarantine is {self.quarantine}: give a number of rejected steps of at least 1 and below "
+                f"max_rejections ({self.max_rejections}), or None"
+            )
+        if self.quarantine_steps < 1:
+            raise ValueError(f"Guards.quarantine_steps is {self.quarantine_steps}: give a number of steps, at least 1")
 
 
 def first_non_finite(values: Tensor, present: Tensor) -> int | None:

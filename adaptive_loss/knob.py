@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from adaptive_loss.events import Event
 
 Law = Callable[[float, float, float], tuple[float, float]]
 """(value, integral, error) → where the law wants the knob, and its integral. Pure; the error is observed − target."""
@@ -84,6 +86,13 @@ class Saturation:
             f"{self.knob} has been at its bound {self.bound:g} for {self.steps} steps while {self.observed:g} is "
             f"observed and {self.target:g} is wanted: widen the bounds or move the target"
         )
+
+
+def reported(alarms: list[Saturation], step: int) -> list[Event]:
+    """The alarms as events; the list is emptied."""
+    events = [Event(step, "alarm", str(alarm), asdict(alarm)) for alarm in alarms]
+    alarms.clear()
+    return events
 
 
 def _warn(alarm: Saturation) -> None:
@@ -259,3 +268,23 @@ def adaptive_kl(
         0.20099999999999998
     """
     return value * (1 + _clip(error, -clip, clip) * share), integral
+
+
+def log_weight(
+    value: float, integral: float, error: float, *, target: float, rate: float = 0.02, limit: float = 0.1
+) -> tuple[float, float]:
+    """log w ← log w + clip(η·log(L/τ), ±δ), the difference over |τ| where one is not positive (Rezende & Viola 2018).
+
+    Args:
+        value, integral, error: log w, unused, and L − τ.
+        target: τ.
+        rate, limit: η per step, and δ, the greatest step in nats.
+
+    Example:
+        >>> log_weight(1.0, 0.0, 2.0, target=2.0)[0]  # 1 + 0.02·log 2
+        1.0138629436111989
+    """
+    observed = error + target
+    positive = observed > 0 and target > 0
+    relative = math.log(observed / target) if positive else error / max(abs(target), 1e-12)
+    return value + _clip(rate * relative, -limit, limit), integral

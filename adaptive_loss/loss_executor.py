@@ -8,33 +8,48 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adaptive_loss import guards as guard
+from adaptive_loss import parallel as ranks
 from adaptive_loss.buckets import Buckets
+from adaptive_loss.diagnosis import diagnosis
+from adaptive_loss.errors import UsageError
 from adaptive_loss.events import Event
 from adaptive_loss.foreign_steps import watch_steps
-from adaptive_loss.gradients import TermGradients, dense_values, leaves, total_norm
+from adaptive_loss.gradient_gate import GradientGate, note_norms
+from adaptive_loss.gradients import TermGradients, leaves
 from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.history import WeightHistory
+from adaptive_loss.identity import check_identity, identity
 from adaptive_loss.live_look import Objective, measure_later, moved
 from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure
 from adaptive_loss.losses import LossTerms, StepLosses, Terms
 from adaptive_loss.modulator import Modulator, SetPoint
 from adaptive_loss.signals import Signals
-from adaptive_loss.spike_gate import SpikeGate
 from adaptive_loss.step_record import Rejection, StepRecord, Window
+from adaptive_loss.term_gate import TermGate
 from adaptive_loss.units import Reduction
 from adaptive_loss.weigher import Weigher
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import NEEDS, PATIENCE, Context, Weighting
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _KEPT_EVENTS = 10_000
-_NO_LOSS = Rejection("no loss was given since the last step")
+_NO_LOSS = "no loss was given since the last step"
+_OVERFLOW = Rejection("mixed-precision overflow", None, "overflow")
+_ELSEWHERE = Rejection("another rank rejected the step", None, "weight")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _uncompiled(method: _Method) -> _Method:
+    """Keep ``torch.compile`` out: numbers decide what is done, so it would compile anew at every step."""
+    return cast("_Method", torch.compiler.disable(method))
 
 
 class LossExecutor(nn.Module):
@@ -59,6 +74,8 @@ class LossExecutor(nn.Module):
         schedule: when to look ahead.
         reductions: name → how that term's loss was reduced; the term then counts in nats per example, so that its
             weight means the same at every image and batch size.
+        parallel: which ranks find the weights together where torch.distributed runs: True for all, a process group for
+            its own, False for none but this one.
 
     Raises:
         ValueError, KeyError, TypeError: what the user got wrong, with the term and the fix.
@@ -91,6 +108,7 @@ class LossExecutor(nn.Module):
         seed: int = 0,
         schedule: Schedule = Schedule(),
         reductions: Mapping[str, Reduction] | None = None,
+        parallel: bool | ProcessGroup = True,
     ) -> None:
         super().__init__()
         if total_steps is not None and not total_steps >= 1:
@@ -103,17 +121,16 @@ class LossExecutor(nn.Module):
         self.modulators = ((SetPoint(REACH),) if holds else ()) + tuple(modulators)
         self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
-        self.schedule = schedule
+        self.schedule, self.parallel = schedule, ranks.checked(parallel)
         for modulator in self.modulators:
             modulator.bind(self.terms, total_steps, seed)
         self.signals = Signals(n_terms, total_steps)
         self.history = WeightHistory(self.terms.names)
         self.rejected_in_row = self.skipped_steps = self._epochs = 0
         self._start, self._active = self.terms.start_weights, self.terms.active
-        self._on = self._active.tolist()
         self._weigher = Weigher(self.terms, self.weighting, self.modulators, guards)
         self._weights = self._start.clone()
-        self._gate = SpikeGate(n_terms, guards.spike_window)
+        self._gate = TermGate(self.terms, guards, leaves_out=apply)
         self._window: Window | None = None
         self._optimizer: Optimizer | None = None
         self._can_look = probe is not None and bool(modulators)
@@ -137,16 +154,19 @@ class LossExecutor(nn.Module):
         targets: Mapping[str, float] | None = None,
         probe: Probe | None = None,
         weighting: str | Weighting = "fixed",
+        guards: Guards = Guards(),
         total_steps: int | None = None,
         apply: bool = True,
         seed: int = 0,
         policy: str | Path | None = None,
         reductions: Mapping[str, Reduction] | None = None,
+        parallel: bool | ProcessGroup = True,
     ) -> LossExecutor:
         """The whole system in one call: executor, controller, and the monitor as far as its evidence allows.
 
         Args:
-            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions: as for the class.
+            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions, parallel: as for the class.
+            guards: what is checked and bounded.
             policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
         from adaptive_loss.loss_monitor import LossMonitor
@@ -158,12 +178,14 @@ class LossExecutor(nn.Module):
             base=base,
             targets=targets,
             weighting=weighting,
+            guards=guards,
             modulators=modulators,
             probe=probe,
             total_steps=total_steps,
             apply=apply,
             seed=seed,
             reductions=reductions,
+            parallel=parallel,
         )
 
     @property
@@ -181,10 +203,16 @@ class LossExecutor(nn.Module):
         """The weights the system would apply; they differ from ``weights`` in shadow mode only."""
         return self._named(self._weights)
 
+    @property
+    def quarantined(self) -> tuple[str, ...]:
+        """The terms that are left out now, where ``Guards(quarantine=...)`` allows it."""
+        return self._gate.left_out
+
     def export(self) -> dict[str, Any]:
         """The weights found: ``final``, their ``mean`` over the run, and the ``schedule`` (at most ~1,000 points)."""
         return {"final": self.weights, **self.history.export()}
 
+    @_uncompiled
     def forward(self, losses: LossTerms | Buckets, *, tap: Tensor | Sequence[Tensor] | None = None) -> Tensor:
         """The weighted total of this step's losses, a scalar that ``backward()`` always accepts.
 
@@ -196,12 +224,16 @@ class LossExecutor(nn.Module):
                 probe's own graph does not pass through this step's features.
 
         Raises:
-            ValueError: the rule needs what it was not given.
+            UsageError: the rule needs what it was not given.
         """
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
-            return batch.total(self._weights if self.applies else self._start, self._on)
+            return batch.total(self._weights if self.applies else self._start, self._active)
+        group = self._group
+        if group is not None:
+            batch = batch.with_all_ranks(*ranks.mean_where(batch.values, batch.present, group))
         window = self._window = self._window or Window.opened(self._weights)
+        given, batch = batch, self._gate.sift(batch, window)
         if self._optimizer is None:
             window.leaves |= {id(leaf) for loss in batch.roots for leaf in leaves(loss)}
         context = replace(
@@ -210,17 +242,20 @@ class LossExecutor(nn.Module):
             first=window.weights is None,
         )
         self._check_needs(context)
-        weights = self._examine(batch) or self._weigher.weigh(batch, context, window)
+        weights = self._agreed(self._gate.examine(batch) or self._weigher.weigh(batch, context, window))
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
-            return batch.stand_in() if self.applies else batch.total(self._start, self._on)
+            return given.stand_in() if self.applies else given.total(self._start, self._active)
         self._weights = weights.detach()
         total = self._total(batch, weights, context)
         window.add(batch, self._active)
+        if self._gate.doubts_gradient:
+            note_norms(window, batch.live(self._active), self._weights, group)
         if window.batches == 1:
             self._look(window, batch, total, tap)
         return total
 
+    @_uncompiled
     def step(self, optimizer: Optimizer, *, scaler: torch.amp.GradScaler | None = None) -> StepRecord:
         """Check the gradients, step the optimizer and learn from the step; or skip it and say why.
 
@@ -233,38 +268,32 @@ class LossExecutor(nn.Module):
         if window.rejection is not None and self.applies:
             return self._skip(window, window.rejection)
         self._finish_look(window, optimizer)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        scales = scaler is not None and scaler.is_enabled() and bool(gradients)
-        if scaler is not None and scales:
-            scaler.unscale_(optimizer)
-        dense = dense_values(gradients)
-        norm = guard.largest_norm(dense, total_norm(dense))
-        overflow = not math.isfinite(norm)
-        if overflow and not scales and self.applies:
-            rejection = Rejection("the gradient is not finite", self._largest(window))
+        gate = GradientGate(optimizer, scaler, self.guards.clip_norm if self.applies else None, self._group)
+        rejection = gate.rejection(window, self.terms.names, self._weights)
+        if rejection is not None and not gate.overflow and self.applies:
+            gate.hold()
             self._count_rejection(window, rejection)
-            return self._skip(window, rejection, norm)
-        clipped = self._clip(gradients, norm)
-        if scaler is not None and scales:
-            scaler.step(optimizer)
-            scaler.update()
-        else:
-            optimizer.step()
-        if overflow:
-            rejection = Rejection("mixed-precision overflow" if scales else "the gradient is not finite")
-            if scaler is not None and scales and scaler.get_scale() < 1:
-                # Without any scaling left to lower it is no overflow.
-                self._count_rejection(window, Rejection("the gradient is not finite", self._largest(window)))
-            return self._skip(window, rejection, norm, stepped=not scales)
-        if window.rejection is not None:
-            return self._skip(window, window.rejection, norm, stepped=True)
+            return self._skip(window, rejection, gate.norm)
+        gate.step()
+        if rejection is not None and gate.overflow:
+            if not gate.exhausted:
+                return self._skip(window, _OVERFLOW, gate.norm)
+            self._count_rejection(window, rejection)
+            return self._skip(window, rejection, gate.norm)
+        rejection = rejection or window.rejection
+        if rejection is not None:
+            return self._skip(window, rejection, gate.norm, stepped=True)
         if not window.batches:
-            return self._record(window, True, _NO_LOSS, norm, self.weights)
-        return self._accept(window, norm, clipped, float(optimizer.param_groups[0]["lr"]))
+            return self._record(window, True, None, gate.norm, self.weights)
+        return self._accept(window, gate.norm, gate.clipped, float(optimizer.param_groups[0]["lr"]))
 
     def end_epoch(self, **metrics: float) -> None:
-        """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data."""
+        """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data.
+
+        Of several ranks all must call it; the two are then means over the ranks that give them.
+        """
         self._epochs += 1
+        metrics = ranks.mean_metrics(metrics, self._group)
         self.weighting.end_epoch(metrics)
         context = self._context(self._active)
         for modulator in self.modulators:
@@ -276,6 +305,10 @@ class LossExecutor(nn.Module):
         self._events.clear()
         return events
 
+    def report(self, event: Event) -> None:
+        """Enter what was done from outside, as by a rollback, among the events."""
+        self._emit([event])
+
     # ---- one forward pass -------------------------------------------------------------------------------------
 
     def _gradients(self, batch: StepLosses, tap: Tensor | Sequence[Tensor] | None) -> TermGradients | None:
@@ -284,26 +317,20 @@ class LossExecutor(nn.Module):
             if not tensor.requires_grad:
                 shape = f"tap[{place}], of shape {list(tensor.shape)},"
                 raise ValueError(f"{shape} needs no gradient: give features or parameters that are trained")
-        return None if at is None else TermGradients(batch.live(self._on), self._start, at)
+        return None if at is None else TermGradients(batch.live(self._active), self._start, at, self._group)
 
     def _check_needs(self, context: Context) -> None:
         unmet = self.weighting.unmet(context)
         if unmet is not None:
-            raise ValueError(unmet)
+            raise UsageError(unmet)
         if "epochs" in self.weighting.needs and context.step == PATIENCE and not self._epochs:
             self._tell("epochs", f"weighting {self.weighting.name!r} needs epochs: {NEEDS['epochs']}")
 
-    def _examine(self, batch: StepLosses) -> Rejection | None:
-        present = batch.present & self._active
-        bad = guard.first_non_finite(batch.values, present)
-        if bad is not None:
-            return Rejection(f"the loss is {float(batch.values[bad])}", self.terms.names[bad])
-        worst = self._gate.worst(batch.values, present) if self.guards.spikes else None
-        if worst is None:
-            return None
-        value, limit = float(batch.values[worst]), float(self._gate.limits[worst])
-        reason = f"the loss jumped to {value:.6g}, its limit is {limit:.6g} (Guards(spikes=False) lets jumps pass)"
-        return Rejection(reason, self.terms.names[worst])
+    def _agreed(self, found: Tensor | Rejection) -> Tensor | Rejection:
+        """The weights, where every rank has found them; else why the step is rejected, which it is on every rank."""
+        own = None if isinstance(found, Rejection) else found.detach()
+        accepted = ranks.all_accept(own, len(self.terms.names), self._group)
+        return found if accepted or own is None else _ELSEWHERE
 
     def _reject_batch(self, window: Window, rejection: Rejection) -> None:
         # While nobody is known to step the optimizer, no later batch shows that the window has ended.
@@ -313,29 +340,34 @@ class LossExecutor(nn.Module):
 
     def _total(self, batch: StepLosses, weights: Tensor, context: Context) -> Tensor:
         if not self.applies:
-            return batch.total(self._start, self._on)
-        total = batch.total(weights, self._on)
+            return batch.total(self._start, self._active)
         penalty = self.weighting.penalty(context)
-        return total if penalty is None else total + penalty.to(total.device, total.dtype)
+        if weights.requires_grad and self._group is not None:
+            learned = _learned(weights, batch.values)
+            weights, penalty = weights.detach(), learned if penalty is None else penalty + learned
+        return batch.total(weights, self._active, penalty)
 
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
         if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
             return
-        live, probe = batch.live(self._on), self._objective.probe
+        live, probe = batch.live(self._active), self._objective.probe
         tapped, base = _as_list(tap), self.terms.base_index
         tapped = tapped if tapped and all(isinstance(tensor, nn.Parameter) for tensor in tapped) else None
         window.probe_state = self._objective.state_dict()
         try:
             if self._optimizer is None:
-                window.look_later = measure_later(live, self._weights, probe, tapped, base)
+                window.look_later = measure_later(live, self._weights, probe, tapped, base, self._group)
             else:
                 at = tapped or self._moved(self._optimizer)
-                window.look = measure(live, self._weights, probe, at, self._optimizer, base)
+                window.look = measure(live, self._weights, probe, at, self._optimizer, base, self._group)
         except GraphLost as error:
-            self._can_look = False
-            self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
-            return
-        window.train = float(total.detach()) if base is None or live[base] is None else float(batch.values[base])
+            return self._stop_looking(error)
+        by_base = base is not None and bool(batch.present[base])
+        window.train = float(batch.values[base]) if by_base else ranks.mean(float(total.detach()), self._group)
+
+    def _stop_looking(self, error: GraphLost) -> None:
+        self._can_look = False
+        self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
 
     def _moved(self, optimizer: Optimizer) -> list[Tensor]:
         """The model's parameters."""
@@ -344,7 +376,10 @@ class LossExecutor(nn.Module):
 
     def _finish_look(self, window: Window, optimizer: Optimizer) -> None:
         if window.look_later is not None:
-            window.look = window.look_later(self._moved(optimizer), optimizer)
+            try:
+                window.look = window.look_later(self._moved(optimizer), optimizer)
+            except GraphLost as error:
+                self._stop_looking(error)
             window.look_later = None
 
     # ---- one optimizer step -----------------------------------------------------------------------------------
@@ -352,7 +387,7 @@ class LossExecutor(nn.Module):
     def _accept(self, window: Window, norm: float, clipped: bool, rate: float) -> StepRecord:
         values, applied = torch.where(self._active, window.means(), torch.nan), self.weights
         self._emit(self._weigher.clamps(window, self.signals.step + 1))
-        self._gate.admit(values)
+        self._emit(self._gate.admit(values, window, self.signals.step + 1))
         self.signals.update(values, gradient_norm=norm, clipped=clipped, learning_rate=rate)
         if window.look is not None:
             self.signals.look(window.look, window.train)
@@ -382,41 +417,27 @@ class LossExecutor(nn.Module):
         means = zip(self.terms.names, window.means().tolist(), strict=True)
         losses = {name: value for name, value in means if value == value}  # NaN is absent, and quicker told so
         events, self._fresh = tuple(self._fresh), []
-        reason, term = (None, None) if rejection is None else (rejection.reason, rejection.term)
-        return StepRecord(self.signals.step, applied, reason, term, weights, losses, norm, events)
+        if rejection is None:
+            reason = None if window.batches else _NO_LOSS
+            return StepRecord(self.signals.step, applied, reason, None, weights, losses, norm, events)
+        reason, term, cause = rejection.reason, rejection.term, rejection.cause
+        return StepRecord(self.signals.step, applied, reason, term, weights, losses, norm, events, cause)
 
     def _emit(self, events: Sequence[Event]) -> None:
         self._events += events
         self._fresh += events
 
     def _count_rejection(self, window: Window, rejection: Rejection) -> None:
-        self.rejected_in_row += 1
+        left_out = self._gate.strike(rejection, self.signals.step)
+        self._emit(left_out)
+        # Without the terms that are left out now the next step may well be good.
+        self.rejected_in_row = 0 if left_out else self.rejected_in_row + 1
         if self.rejected_in_row >= self.guards.max_rejections and self.applies:
             # Whoever catches the error and goes on starts a new step.
             self._window = None
             self._revert(window)
-            blamed = "the model" if rejection.term is None else f"term {rejection.term!r}"
-            good = ", ".join(
-                f"{name} {value:.6g}" for name, value in zip(self.terms.names, self._gate.last(), strict=True)
-            )
-            raise RuntimeError(
-                f"{self.rejected_in_row} steps in a row were rejected, the last one because of {blamed}: "
-                f"{rejection.reason} at step {self.signals.step}; last good values: {good}; "
-                "lower the learning rate or look at that term's inputs"
-            )
-
-    def _largest(self, window: Window) -> str | None:
-        """The term with the greatest weighted loss: the first place to look when a gradient is not finite."""
-        mass = (window.means() * self._weights).abs().nan_to_num(-1.0)
-        return self.terms.names[int(mass.argmax())] if window.batches else None
-
-    def _clip(self, gradients: Sequence[Tensor], norm: float) -> bool:
-        limit = self.guards.clip_norm
-        if limit is None or not self.applies or not math.isfinite(norm) or norm <= limit:
-            return False
-        for gradient in gradients:
-            gradient.mul_(limit / norm)
-        return True
+            why = diagnosis(rejection, self.signals.step, self._gate.last())
+            raise RuntimeError(f"{self.rejected_in_row} steps in a row were rejected, the last one because of {why}")
 
     def _meet(self, optimizer: Optimizer) -> None:
         if self._optimizer is None:
@@ -431,7 +452,9 @@ class LossExecutor(nn.Module):
         if window is None:
             return
         held = {id(p) for p in moved(optimizer)}
-        if not (window.leaves & held if self._optimizer is None else optimizer is self._optimizer):
+        # What fully_shard has split is no leaf of any graph.
+        mine = window.leaves & held or any(ranks.is_split(p) for p in moved(optimizer))
+        if not (mine if self._optimizer is None else optimizer is self._optimizer):
             return
         self._window = None
         self._tell("own_step", "the optimizer was stepped outside executor.step(): gradients are not checked")
@@ -446,9 +469,19 @@ class LossExecutor(nn.Module):
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
+    @property
+    def _group(self) -> ranks.Group:
+        return ranks.group_of(self.parallel)
+
     def _context(self, present: Tensor, looked: bool = False) -> Context:
-        objective = None if self._objective is None else self._objective.value
-        return Context(self.signals.step, present, self.signals, self._weights, self._start, looked, objective)
+        objective = None if self._objective is None else self._mean_objective
+        return Context(
+            self.signals.step, present, self.signals, self._weights, self._start, looked, objective, group=self._group
+        )
+
+    def _mean_objective(self) -> float:
+        assert self._objective is not None
+        return ranks.mean(self._objective.value(), self._group)
 
     def _revert(self, window: Window) -> None:
         """Go back to where the last accepted step left weights and probe."""
@@ -468,22 +501,10 @@ class LossExecutor(nn.Module):
         """Weights are host numbers: ``to()``, ``cuda()`` and ``half()`` leave rule and statistics where they are."""
         return self
 
-    def _identity(self) -> dict[str, str]:
-        """What a state must share with the executor that loads it."""
-        return {
-            "terms": ", ".join(self.terms.names),
-            "base": str(self.terms.base),
-            "start weights": ", ".join(f"{weight:g}" for weight in self._start.tolist()),
-            "targets": ", ".join(self.terms.targets),
-            "reductions": ", ".join(f"{name} × {r.factor:g}" for name, r in self.terms.reductions.items()),
-            "weighting": self.weighting.name,
-            "modulators": ", ".join(type(modulator).__name__ for modulator in self.modulators),
-        }
-
     def get_extra_state(self) -> dict[str, Any]:
         """All state besides the rule's own parameters and buffers; loads with ``weights_only=True``."""
         return {
-            "identity": self._identity(),
+            "identity": identity(self.terms, self.weighting, self.modulators),
             "signals": self.signals.state_dict(),
             "history": self.history.state_dict(),
             "weights": (self._weights if self._window is None else self._window.before).clone(),
@@ -499,10 +520,7 @@ class LossExecutor(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`get_extra_state`; refuses another kind of executor's, changing nothing."""
-        for what, own in self._identity().items():
-            saved = state["identity"][what]
-            if saved != own:
-                raise ValueError(f"this state belongs to another executor: its {what} are {saved!r}, here {own!r}")
+        check_identity(state["identity"], identity(self.terms, self.weighting, self.modulators))
         self.signals.load_state_dict(state["signals"])
         self.signals.total_steps = self.total_steps
         self.history.load_state_dict(state["history"])
@@ -520,6 +538,11 @@ class LossExecutor(nn.Module):
 
 def _as_list(tap: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
     return None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
+
+
+def _learned(weights: Tensor, values: Tensor) -> Tensor:
+    """0, through which a rule's parameters learn from the mean losses of all ranks and so stay alike on all of them."""
+    return ((weights - weights.detach()) * values.nan_to_num(0.0, 0.0, 0.0)).sum()
 
 
 def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +12,11 @@ import torch
 from torch import Tensor
 
 from adaptive_loss import signals as signal
+from adaptive_loss.cards import read_card
 from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
+from adaptive_loss.parallel import first_decides
 from adaptive_loss.rl.dqn import DQN, DQNConfig
 from adaptive_loss.rl.networks import EquivariantQ
 from adaptive_loss.seeding import own_generator
@@ -65,7 +66,7 @@ class LossMonitor(Modulator):
     down. The reward is −Δ log of the held-out objective minus its running mean, in units of its running spread: never
     a training loss, and independent of the weights' scale. The objective comes from the executor's probe; without one,
     from the ``select_loss`` given to ``end_epoch``; without either it keeps. Untrained, its values start from the sign
-    of steady look-aheads; it learns during the run.
+    of steady look-aheads; it learns during the run. Of several ranks the first one decides for all.
 
     Args:
         rho: ρ in [0, 1]; 0 learns and logs, and changes nothing.
@@ -91,17 +92,7 @@ class LossMonitor(Modulator):
     def from_policy(cls, folder: str | Path | None) -> LossMonitor:
         """The monitor with the ρ that the evidence on a policy's card allows; None is the package's own."""
         file = Path(folder or POLICIES) / "monitor.json"
-        try:
-            card = json.loads(file.read_text(encoding="utf-8"))
-            version = card["signals_version"]
-            # Another version may well say other things, so their check waits.
-            monitor = cls(float(card["rho"])) if version == signal.VERSION else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"cannot read the monitor's card {file}: {reason}") from error
-        if monitor is None:
-            raise ValueError(f"{file} was made for signals version {version}, this is {signal.VERSION}: make it anew")
-        return monitor
+        return read_card(file, "the monitor's card", lambda card: cls(float(card["rho"])), signal.VERSION)
 
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
         """Allocate the agent for the terms that may move."""
@@ -150,7 +141,7 @@ class LossMonitor(Modulator):
         observation, mask = self._observation(context), self._mask(context)
         over = context.signals.progress is not None and context.signals.progress > 1 - self.config.quiet_end
         self._learn(observation, mask, objective, over)
-        action = self._choose(observation, mask)
+        action = first_decides(self._choose(observation, mask), context.group)
         self.objective, self.before = objective, None if over else (observation, action)
         self.resting = [max(0, rest - 1) for rest in self.resting]
         return self._apply(action, context)

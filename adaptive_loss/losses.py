@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 
@@ -93,6 +94,11 @@ class Terms:
         return self.active & ~torch.tensor(held)
 
     @cached_property
+    def is_base(self) -> Tensor:
+        """[K] bool: the base term."""
+        return torch.tensor([name == self.base for name in self.names])
+
+    @cached_property
     def base_index(self) -> int | None:
         """The base term's place in the order, or None without a base."""
         return None if self.base is None else self.names.index(self.base)
@@ -141,8 +147,10 @@ class Terms:
             raise ValueError(f"there are {len(buckets.means)} buckets, the executor has {len(self.names)} terms")
         if torch.is_grad_enabled() and not buckets.means.requires_grad:
             raise ValueError("the buckets have no gradient: they were detached, or computed under no_grad")
-        known = torch.where(buckets.present, buckets.means.detach().double(), math.nan).cpu()
-        present = buckets.present.cpu() if known.isnan().any() else torch.ones(len(known), dtype=torch.bool)
+        there = buckets.present.to(buckets.means.device)
+        means, full = torch.stack([buckets.means.detach().double(), there.double()]).cpu().unbind()
+        present = full > 0
+        known = means.where(present, math.nan)
         if not present.any():
             raise ValueError("every bucket is empty this step; give at least one sample")
         return StepBuckets((), known, present, buckets.means)
@@ -177,24 +185,42 @@ class StepLosses:
     values: Tensor
     present: Tensor
 
+    def with_all_ranks(self, values: Tensor, present: Tensor) -> StepLosses:
+        """The same live tensors with the [K] values, and the presence, that all ranks have together."""
+        return replace(self, values=values, present=present)
+
     @property
     def roots(self) -> list[Tensor]:
         """The live tensors that are there."""
         return [tensor for tensor in self.tensors if tensor is not None]
 
-    def live(self, on: Sequence[bool]) -> list[Tensor | None]:
-        """The live tensors of the terms that are on, None for the others."""
-        return [loss if active else None for loss, active in zip(self.tensors, on, strict=True)]
+    def live(self, on: Tensor) -> list[Tensor | None]:
+        """The live tensors of the terms that are on, None for the others; on is [K] bool."""
+        return [loss if active else None for loss, active in zip(self.tensors, on.tolist(), strict=True)]
 
-    def total(self, weights: Tensor, on: Sequence[bool]) -> Tensor:
-        """Σᵢ wᵢLᵢ in term order over the terms that are there and on; weights are [K]."""
-        factors = list(weights) if weights.requires_grad else weights.tolist()
+    def total(self, weights: Tensor, on: Tensor, penalty: Tensor | None = None) -> Tensor:
+        """Σᵢ wᵢLᵢ in term order over the terms that are there and on, and the penalty; weights are [K] on the host."""
+        learned = weights.requires_grad or penalty is not None
+        factors = self._beside_losses(weights, penalty).unbind() if learned else weights.tolist()
         total: Tensor | None = None
-        for loss, factor in zip(self.live(on), factors, strict=True):
+        for loss, factor in zip(self.live(on), factors, strict=False):  # the penalty may come last
             if loss is not None:
-                part = loss * (factor.to(loss.device, loss.dtype) if isinstance(factor, Tensor) else factor)
+                part = loss * (factor.to(loss.dtype) if isinstance(factor, Tensor) else factor)
                 total = part if total is None else total + part
-        return self.stand_in() if total is None else total
+        total = self.stand_in() if total is None else total
+        return total + factors[-1].to(total.dtype) if learned else total
+
+    def _beside_losses(self, weights: Tensor, penalty: Tensor | None) -> Tensor:
+        """[K+1] weights and penalty on the losses' device, moved as one so that backward returns to the host once."""
+        rest = torch.zeros(()) if penalty is None else penalty
+        dtype = functools.reduce(torch.promote_types, (loss.dtype for loss in self.roots))
+        return torch.cat([weights, rest.reshape(1).to(weights)]).to(self.roots[0].device, dtype)
+
+    def without(self, out: Tensor) -> StepLosses:
+        """The same losses, those in ``out``, [K] bool, absent."""
+        kept = [None if gone else tensor for tensor, gone in zip(self.tensors, out.tolist(), strict=False)]
+        values = torch.where(out, torch.nan, self.values)
+        return replace(self, tensors=tuple(kept), values=values, present=self.present & ~out)
 
     def stand_in(self) -> Tensor:
         """A 0 that ``backward()`` accepts and that reaches no parameter: 0 · NaN would still be NaN."""
@@ -212,22 +238,27 @@ class StepBuckets(StepLosses):
 
     means: Tensor
 
+    def with_all_ranks(self, values: Tensor, present: Tensor) -> StepLosses:
+        """As for others; a bucket that is empty here but not on all ranks counts as 0 here."""
+        means = self.means.where(self.present.to(self.means.device), 0.0)
+        return replace(self, values=values, present=present, means=means)
+
     @property
     def roots(self) -> list[Tensor]:
         """The one tensor that holds them."""
         return [self.means]
 
-    def live(self, on: Sequence[bool]) -> list[Tensor | None]:
+    def live(self, on: Tensor) -> list[Tensor | None]:
         """One view a term that is there and on, None for the others."""
-        wanted = zip(self.means.unbind(), self.present.tolist(), on, strict=True)
-        return [loss if present and active else None for loss, present, active in wanted]
+        counted = (self.present & on).tolist()
+        return [loss if wanted else None for loss, wanted in zip(self.means.unbind(), counted, strict=True)]
 
-    def total(self, weights: Tensor, on: Sequence[bool]) -> Tensor:
-        """Σₖ wₖLₖ over the terms that are there; weights are [K], 0 where a term is off."""
-        counted = self.present & (weights != 0)
-        factors = torch.where(counted, weights, 0.0).to(self.means.device, self.means.dtype)
+    def total(self, weights: Tensor, on: Tensor, penalty: Tensor | None = None) -> Tensor:
+        """Σₖ wₖLₖ over the terms that are there and on, and the penalty; weights are [K] on the host."""
+        counted = self.present & on
+        factors = self._beside_losses(torch.where(counted, weights, 0.0), penalty)
         # What an empty or broken bucket holds must not reach the sum: 0 · NaN would be NaN.
-        return (factors * self.means.where(counted.to(self.means.device), 0.0)).sum()
+        return (factors[:-1] * self.means.where(counted.to(self.means.device), 0.0)).sum() + factors[-1]
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
@@ -251,5 +282,5 @@ def _values(tensors: list[Tensor | None]) -> Tensor:
     if there[0].device.type == "cpu":
         values = iter([tensor.item() for tensor in there])
     else:
-        values = iter(torch.stack([tensor.to(torch.float64) for tensor in there]).tolist())
+        values = iter(torch.stack([tensor.to(torch.float64) for tensor in there]).cpu().tolist())
     return torch.tensor([math.nan if t is None else next(values) for t in tensors], dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptive_loss import signals as signal
+from adaptive_loss.cards import read_card
 from adaptive_loss.events import Event
 from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
@@ -86,21 +86,9 @@ class ControllerLaw:
         """Read a law from its JSON file.
 
         Raises:
-            ValueError: the file is damaged, or was trained on signals of another version.
+            ValueError: the file is damaged, or was made for signals of another version.
         """
-        try:
-            card = json.loads(file.read_text(encoding="utf-8"))
-            version = card["signals_version"]
-            # Another version may well have other parameters, so their check waits.
-            law = cls._checked(card["law"]) if version == signal.VERSION else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"cannot read the controller's law {file}: {reason}") from error
-        if law is None:
-            raise ValueError(
-                f"{file} was trained on signals version {version}, this is {signal.VERSION}: train it anew"
-            )
-        return law
+        return read_card(file, "the controller's law", lambda card: cls._checked(card["law"]), signal.VERSION)
 
     @classmethod
     def _checked(cls, law: Mapping[str, Any]) -> ControllerLaw:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptive_loss.events import Event
+from adaptive_loss.knob import Knob, Limits, Saturation, log_weight, reported
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context
 
@@ -59,7 +60,7 @@ class SetPoint(Modulator):
 
     log wᵢ ← log wᵢ + clip(η·log(L̄ᵢ/τᵢ), ±δ) once a step (differences over |τ| where a value is not positive), after
     Rezende & Viola, "Taming VAEs" (2018): the weight rises while the loss is above its target and falls below it. The
-    executor's reach bounds the sum, and the law does not wind up beyond it.
+    executor's reach bounds the sum, the law does not wind up beyond it, and an alarm sounds where it stays there.
 
     Args:
         rate: η, per step.
@@ -68,21 +69,40 @@ class SetPoint(Modulator):
     """
 
     def __init__(self, reach: float, *, rate: float = 0.02, limit: float = 0.1) -> None:
-        self.reach, self.rate, self.limit = reach, rate, limit
+        self.limits, self.rate, self.limit = Limits((-reach, reach)), rate, limit
+        self.knobs: dict[str, Knob] = {}
+        self.alarms: list[Saturation] = []
+
+    def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
+        """Make a knob for every constraint."""
+        super().bind(terms, total_steps, seed)
+        self.knobs = {name: self._knob(name, target) for name, target in terms.targets.items()}
+
+    def _knob(self, name: str, target: float) -> Knob:
+        return Knob(
+            partial(log_weight, target=target, rate=self.rate, limit=self.limit),
+            target=target,
+            value=0.0,
+            name=f"the log-weight of {name!r}, from its start",
+            limits=self.limits,
+            on_alarm=self.alarms.append,
+        )
 
     def after_step(self, context: Context) -> list[Event]:
         """Move every constraint that was there this step."""
         means = context.signals.fast.mean
-        for name, target in self.terms.targets.items():
+        for name, knob in self.knobs.items():
             i = self.terms.names.index(name)
             if context.present[i]:
-                error = _relative_error(float(means[i]), target)
-                moved = float(self.log_gain[i]) + max(-self.limit, min(self.limit, self.rate * error))
-                self.log_gain[i] = max(-self.reach, min(self.reach, moved))
-        return []
+                self.log_gain[i] = knob.observe(float(means[i]))
+        return reported(self.alarms, context.step)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Gains and knobs."""
+        return {**super().state_dict(), "knobs": {name: knob.state_dict() for name, knob in self.knobs.items()}}
 
-def _relative_error(value: float, target: float) -> float:
-    if value > 0 and target > 0:
-        return math.log(value / target)
-    return (value - target) / max(abs(target), 1e-12)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        for name, knob in self.knobs.items():
+            knob.load_state_dict(state["knobs"][name])

@@ -48,7 +48,7 @@ def curves(run: Path, column: str) -> dict[str, list[float]]:
         terms = [name.removeprefix("loss_") for name in rows[0] if name.startswith("loss_") and rows[0][name]]
         series = {term: [float(row[f"{column}_{term}"]) for row in rows] for term in terms}
         return {"step": [float(row["step"]) for row in rows], **series}
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RunError(f"{file} is damaged or has no epoch yet ({reason}); run it again") from None
 
@@ -56,12 +56,12 @@ def curves(run: Path, column: str) -> dict[str, list[float]]:
 def intervention_steps(run: Path) -> list[int]:
     """The steps of ``events.jsonl``; none where the file is missing. A last line that was torn is left out."""
     file = run / "events.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_bytes().splitlines() if file.is_file() else []
     steps = []
     for line in lines:
         try:
             steps.append(int(json.loads(line)["step"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return steps
 

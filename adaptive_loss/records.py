@@ -30,6 +30,7 @@ from adaptive_loss.trainer import simple_ablation_analysis as analysis
 
 COLUMNS = analysis.COLUMNS
 PACKAGES = ("adaptive-loss", "torch", "numpy", "torchjd", "gymnasium", "scipy")
+FORMULA = tuple("=+-@＝＋－＠")  # the wide forms are formulas to some spreadsheets too
 _MODE = re.compile(r"[\w][\w.:/-]*")
 
 
@@ -80,6 +81,11 @@ class Row:
         """The row of a run that ended early; ``reason`` becomes one printable line."""
         return cls(mode, seed, f"failed: {analysis.printable(' '.join(str(reason).split()))}", **cells)
 
+    @classmethod
+    def of(cls, row: Row | Mapping[str, Any]) -> Row:
+        """``row`` itself, or the row in a mapping; what is no column is left out."""
+        return row if isinstance(row, Row) else cls(**{name: row[name] for name in COLUMNS if name in row})
+
     @property
     def ok(self) -> bool:
         """Whether the run finished."""
@@ -111,7 +117,7 @@ def csv_cell(value: object) -> str:
         return ""
     if isinstance(value, str):
         text = analysis.printable(value)
-        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+        return f"'{text}" if text.lstrip()[:1] in FORMULA else text
     number = value.item() if hasattr(value, "item") else value  # type: ignore[union-attr]
     if isinstance(number, float):
         return repr(number) if math.isfinite(number) else ""
@@ -158,13 +164,14 @@ def json_dump(value: Any, *, indent: int | None = 2) -> str:
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Put ``content`` at ``path`` as a whole or not at all, even when killed in between.
 
-    The bytes go to a new file in the same folder, are forced to disk and take the old file's name in one step.
+    The bytes go to a new file in the same folder, are forced to disk and take the old file's name in one step. What a
+    kill leaves of the new file is removed by :func:`remove_leftovers`.
 
     Raises:
         RunError: the folder cannot be made or written; the old file is as it was.
     """
     target = Path(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
@@ -178,6 +185,12 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone after the replace, or its folder never was
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left of the files called ``name``; for their one writer, before it writes."""
+    for file in folder.glob(f".{name}.*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def write_results(
@@ -200,7 +213,7 @@ def write_results(
         UsageError: a row the files cannot hold.
         RunError: the folder cannot be written.
     """
-    records = [_checked(row).as_dict() for row in rows]
+    records = [Row.of(row).as_dict() for row in rows]
     config = json_ready(config)
     asked = config.get("modes") if isinstance(config, dict) else None
     order = list(dict.fromkeys([*(asked or ()), *(record["mode"] for record in records)]))
@@ -215,12 +228,25 @@ def write_results(
         "provenance": provenance,
     }
     path = Path(csv_path)
-    write_atomic(path, "".join(csv_line(cells) for cells in (COLUMNS, *(record.values() for record in records))))
+    # The json goes first: by it a study knows its csv again, whatever a kill between the two leaves.
     write_atomic(path.with_suffix(".json"), json_dump(report))
+    write_atomic(path, csv_text(records))
 
 
-def _checked(row: Row | Mapping[str, Any]) -> Row:
-    return row if isinstance(row, Row) else Row(**{name: row[name] for name in COLUMNS if name in row})
+def holds(csv_path: Path, rows: Iterable[Row | Mapping[str, Any]]) -> bool:
+    """Whether both results files of a study are whole and hold exactly these rows, in whatever order."""
+    try:
+        there = json.loads(csv_path.with_suffix(".json").read_text(encoding="utf-8"))["rows"]
+        whole = csv_path.read_bytes() == csv_text(there).encode("utf-8")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    wanted = [json_ready(Row.of(row)) for row in rows]
+    return whole and len(there) == len(wanted) and all(row in there for row in wanted)
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The content of a results csv."""
+    return "".join(csv_line(cells) for cells in (COLUMNS, *(row.values() for row in rows)))
 
 
 def read_results(csv_path: str | Path) -> list[Row]:

@@ -61,16 +61,18 @@ class SpikeGate:
             return None
         return int(torch.where(over, values / self.limits, -math.inf).argmax())
 
-    def admit(self, values: Tensor) -> None:
+    def admit(self, values: Tensor, held: Tensor | None = None) -> None:
         """Take in an accepted step's values, [K], NaN where a term is absent.
 
-        Its window then stays as it is, until it has been away for as many steps as a window holds: it starts anew.
+        Its window then stays as it is, until it has been away for as many steps as a window holds: it starts anew. One
+        of those in ``held``, [K] bool, is judged by its old window however long it is away.
         """
         fresh, size = ~torch.isnan(values), len(self.window)
         rows = self.stored % size
         self.window[rows, self._columns] = torch.where(fresh, values, self.window[rows, self._columns])
         self.stored += fresh
-        self.absent = torch.where(fresh, 0, self.absent + 1)
+        away = self.absent + (1 if held is None else ~held)
+        self.absent = torch.where(fresh, 0, away)
         self._forget(self.absent == size)
         self.accepted += 1
         if self.accepted % self._refresh == 0:

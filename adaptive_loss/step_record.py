@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from adaptive_loss.events import Event
 from adaptive_loss.gradients import LookAhead
 from adaptive_loss.live_look import MeasureLater
 from adaptive_loss.losses import StepLosses
+
+Cause = Literal["loss", "spike", "weight", "gradient", "overflow"]
+"""What was wrong with a rejected step; an overflow is mixed precision's own search for a scale, and harmless."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class StepRecord:
         losses: the step's losses (means over accumulated batches).
         gradient_norm: Euclidean norm before clipping; NaN where it was not taken.
         events: what was done since the last record, and why.
+        cause: what kind of check the step failed, None where it failed none.
     """
 
     step: int
@@ -39,14 +43,24 @@ class StepRecord:
     losses: Mapping[str, float]
     gradient_norm: float
     events: tuple[Event, ...] = ()
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a step is rejected, and the term that is to blame, where one is."""
+    """Why a step is rejected.
+
+    Args:
+        reason: in words.
+        term: the term that is to blame, where one is.
+        cause: which check failed.
+        culprits: all terms that are known to be bad, so that without them the step would have been good.
+    """
 
     reason: str
-    term: str | None = None
+    term: str | None
+    cause: Cause
+    culprits: tuple[str, ...] = ()
 
 
 @dataclass
@@ -57,6 +71,8 @@ class Window:
         before: [K] the weights applied on the last accepted step, which a rejection goes back to.
         total, count: [K] sums and numbers of the batches' losses, by term.
         present: [K] bool, the terms that were there and on in some batch.
+        watched, ill: [K] bool, the terms in quarantine that were there, and those of them that were bad.
+        norms: [K] weighted gradient norms, taken after a step whose gradient was bad; None elsewhere.
         rejection: the first reason to reject, if any.
         look: this step's look-ahead; ``look_later`` makes it once the optimizer is known.
         probe_state: where the probe stood before the look-ahead.
@@ -71,6 +87,9 @@ class Window:
     total: Tensor
     count: Tensor
     present: Tensor
+    watched: Tensor
+    ill: Tensor
+    norms: Tensor | None = None
     rejection: Rejection | None = None
     look: LookAhead | None = None
     look_later: MeasureLater | None = None
@@ -84,8 +103,8 @@ class Window:
     @classmethod
     def opened(cls, weights: Tensor) -> Window:
         """An empty window after a step that applied ``weights``, [K]."""
-        zeros = torch.zeros_like(weights)
-        return cls(weights, zeros, zeros, torch.zeros(len(weights), dtype=torch.bool))
+        zeros, none = torch.zeros_like(weights), torch.zeros(len(weights), dtype=torch.bool)
+        return cls(weights, zeros, zeros, none, none, none)
 
     def add(self, batch: StepLosses, active: Tensor) -> None:
         """Take in one batch's losses; ``active`` is [K] bool, the terms that are on."""

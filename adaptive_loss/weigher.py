@@ -16,6 +16,7 @@ from adaptive_loss.step_record import Rejection, Window
 from adaptive_loss.weighting.base import Context, Weighting
 from adaptive_loss.weighting.fixed import Fixed
 
+_OWN = "rule"
 ALARM_AFTER = 1000
 """Accepted steps in a row on which a guard holds a term's weight before an alarm says so."""
 
@@ -48,19 +49,20 @@ class Weigher:
         if self.plain:
             return start
         scaled = torch.where(context.present, batch.values * start, torch.nan)
-        ruled = _checked_shape(self.rule.let_through(self.rule(scaled, context), context), start) * start
+        given = _checked_shape(self.rule(scaled, context), start)
+        ruled = self.rule.let_through(given.detach(), context) * start
         raw = ruled * self._gain()
-        bad = first_bad_weight(raw.detach(), self.terms.active)
+        bad = first_bad_weight(raw, self.terms.active)
         if bad is not None:
-            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad])
-        if self.modulators and self.terms.base is None and raw.detach().any():
-            raw = raw * (ruled.detach().sum() / raw.detach().sum())
+            return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad], "weight")
+        if self.modulators and self.terms.base is None and raw.any():
+            raw = raw * (ruled.sum() / raw.sum())
         if window.weights is None:
-            self._guard(raw.detach(), batch.values, context, window)
+            self._guard(raw, batch.values, context, window)
         applied = window.weights
         assert applied is not None
         # A rule that learns does so as if it were alone: else it would learn away what modulators and guards do.
-        return applied + (ruled - ruled.detach()) if ruled.requires_grad else applied
+        return applied + (given - given.detach()) * start if given.requires_grad else applied
 
     def _gain(self) -> Tensor:
         gains = torch.zeros_like(self.terms.start_weights)
@@ -79,7 +81,8 @@ class Weigher:
 
     def clamps(self, window: Window, step: int) -> list[Event]:
         """What the guards began to hold on an accepted step, and what they have held for long; nothing in between."""
-        return [event for stage in window.stages for event in self._told(*stage, window, step)]
+        told = [event for stage in window.stages for event in self._told(*stage, window, step)]
+        return told + self._saturated(window, step)
 
     def _told(self, guard: str, before: Tensor, after: Tensor, window: Window, step: int) -> list[Event]:
         if not self.held and torch.equal(before, after):
@@ -95,6 +98,32 @@ class Weigher:
                 details = {"term": term, "before": asked, "after": given, "loss": loss, "steps": steps}
                 events.append(Event(step, *_clamped(guard, details), details))
         return events
+
+    def _saturated(self, window: Window, step: int) -> list[Event]:
+        """One alarm for each weight that has long stood at a bound of its rule's own; an absent term waits."""
+        stands = self.rule.saturated()
+        if stands is None:
+            return []
+        for guard, term in list(self.held):
+            i = self.terms.names.index(term)
+            if guard == _OWN and window.present[i] and not stands[i]:
+                del self.held[guard, term]
+        events = []
+        for i in (stands & window.present).nonzero().flatten().tolist():
+            key = (_OWN, self.terms.names[i])
+            self.held[key] = self.held.get(key, 0) + 1
+            if self.held[key] == ALARM_AFTER:
+                events.append(self._alarm(i, window, step))
+        return events
+
+    def _alarm(self, i: int, window: Window, step: int) -> Event:
+        assert window.weights is not None
+        details = {"term": self.terms.names[i], "weight": float(window.weights[i]), "loss": float(window.means()[i])}
+        held = (
+            f"weighting {self.rule.name!r} has held {details['term']!r} at a bound of its own for {ALARM_AFTER} steps"
+        )
+        seen = f"at a weight of {details['weight']:.6g} and a loss of {details['loss']:.6g}"
+        return Event(step, "alarm", f"{held}, {seen}: look at that term", {**details, "steps": ALARM_AFTER})
 
 
 def _clamped(guard: str, details: Mapping[str, Any]) -> tuple[str, str]:

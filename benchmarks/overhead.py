@@ -5,7 +5,9 @@
 Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. All arms run
 interleaved in one process, a step each in turn, with models of their own; a ratio is of medians, so a disturbed step
 does not count. The full system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over
-a run is made up from the measured kinds and the number of each that such a run has. Last, whole epochs of the
+a run is made up from the measured kinds and the number of each that such a run has. The gates are timed alone, every
+guard on, beside losses and gradients that cost nothing. A checkpoint is timed with all that a run of the full system
+carries, from the first call to the last fsync; the median of 20. Last, whole epochs of the
 `baseline` mode as the studies train it, progress and logs included, take turns with whole epochs of the bare loop; then
 comes every weighting rule beside the plain weighted sum, as :mod:`benchmarks.rules` says.
 """
@@ -24,7 +26,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adaptive_loss.checkpoint import Checkpoints
 from adaptive_loss.data.base import Dataset, Split
+from adaptive_loss.guards import Guards
 from adaptive_loss.loss_executor import LossExecutor
 from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.meta_controller import MetaController
@@ -141,6 +145,31 @@ def executor_arm(full: bool, weighting: str = "fixed") -> Arm:
     return Arm(step, {})
 
 
+class Still(torch.optim.Optimizer):
+    """An optimizer that moves nothing."""
+
+    def step(self, closure: object = None) -> None:
+        """Nothing."""
+
+
+def gates_arm() -> Arm:
+    """What the executor itself does in a step with every guard on: the losses are there, and so are the gradients."""
+    parameters = list(build_task().model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    terms = {name: torch.ones((), requires_grad=True) for name in Classify.terms}
+    guards = Guards(quarantine=3, clip_norm=1e9)
+    executor = LossExecutor(dict.fromkeys(terms, 1.0), base=Classify.base, guards=guards)
+    optimizer = Still(parameters, {"lr": 1e-3})
+
+    def step(_rows: Tensor) -> str:
+        executor(terms)
+        executor.step(optimizer)
+        return "plain"
+
+    return Arm(step, {})
+
+
 def _next_decision(executor: LossExecutor) -> int:
     return next((m.next_decision for m in executor.modulators if isinstance(m, LossMonitor)), 0)
 
@@ -173,6 +202,22 @@ def epoch_overhead(epochs: int) -> float:
     return min(seconds["baseline"]) / min(seconds["bare"]) - 1
 
 
+def checkpoint_ms() -> dict[str, float]:
+    """Milliseconds that a checkpoint of the full system's run takes after two epochs, and its size in MB."""
+    config = RunConfig(dataset="cifar10", mode="full", epochs=25, precision="fp32", device="cpu")
+    training, seconds = loop.prepare(config, noise(5000)), []
+    with tempfile.TemporaryDirectory() as folder, RunLogger(folder) as log, progress(78, "full") as bar:
+        checkpoints = Checkpoints(Path(folder) / "checkpoints")
+        for _ in range(2):
+            loop.train_epoch(training, log, bar)
+        for step in range(20):
+            start = time.perf_counter()
+            checkpoints.save(step, training.state_dict(log))
+            seconds.append(time.perf_counter() - start)
+        size = max(file.stat().st_size for file in checkpoints.folder.iterdir())
+    return {"checkpoint_ms": 1000 * statistics.median(seconds), "checkpoint_mb": size / 1e6}
+
+
 def _bare_epoch(training: loop.Training) -> None:
     task, optimizer = training.task, training.optimizer
     task.model.train()
@@ -189,7 +234,9 @@ def measure(flags: Flags) -> dict[str, float]:
     """All ratios, as fractions over the bare loop."""
     torch.set_num_threads(flags.threads)
     bare, full = bare_arm(), executor_arm(full=True)
-    arms = {"bare": bare, "full": full} | {rule: executor_arm(False, rule) for rule in ("fixed", "uncertainty", "dwa")}
+    arms = {"bare": bare, "full": full, "gates": gates_arm()} | {
+        rule: executor_arm(False, rule) for rule in ("fixed", "uncertainty", "dwa")
+    }
     order = torch.Generator().manual_seed(0)
     for i in range(10 + flags.steps):
         rows = torch.randint(512, (BATCH,), generator=order)
@@ -200,15 +247,18 @@ def measure(flags: Flags) -> dict[str, float]:
     base = bare.median()
     found = {"bare_ms": 1000 * base}
     found |= {f"{rule}_overhead": arms[rule].median() / base - 1 for rule in ("fixed", "uncertainty", "dwa")}
+    found["gates_overhead"] = arms["gates"].median() / base
     found["full_between_overhead"] = full.median() / base - 1
     found["look_ahead_steps"] = statistics.fmean(full.seconds["look-ahead"]) / base
     found["decision_steps"] = full.median("decision") / base
     found |= {f"full_{n}_overhead": run_overhead(full, base, n) for n in (1_000, 10_000)}
     found["baseline_epoch_overhead"] = epoch_overhead(flags.epochs)
+    found |= checkpoint_ms()
     found["peak_memory_mb"] = peak_memory_mb()
     if flags.rule_steps:
         found |= {f"{name} (rule)": ratio for name, ratio in rules.measure(flags.rule_steps, BATCH).items()}
-        found["1000_buckets_ms"] = rules.bucket_ms(flags.rule_steps, BATCH)
+        for rule in rules.BUCKET_RULES:
+            found[f"1000_buckets_{rule}_ms"] = rules.bucket_ms(rule, flags.rule_steps, BATCH)
     return found
 
 
@@ -227,13 +277,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"a look-ahead step takes {found['look_ahead_steps']:.2f} bare steps, a decision {found['decision_steps']:.2f}"
     )
+    print(f"a checkpoint of the full system's run: {found['checkpoint_ms']:.1f} ms, {found['checkpoint_mb']:.1f} MB")
     print(f"peak memory of this process, five models: {found['peak_memory_mb']:.0f} MB")
     if flags.rule_steps:
         print("\nsteps of the plain weighted sum that a step takes, four terms, gradients at the features:")
         for name, ratio in found.items():
             if name.endswith(" (rule)"):
                 print(f"  {name.removesuffix(' (rule)'):<36}{ratio:6.3f}")
-        print(f"1,000 bucket terms add {found['1000_buckets_ms']:.2f} ms to a step")
+        added = ", ".join(f"{rule} {found[f'1000_buckets_{rule}_ms']:.2f}" for rule in rules.BUCKET_RULES)
+        print(f"1,000 bucket terms add to a step, in ms: {added}")
     return 0
 
 

@@ -30,6 +30,7 @@ GIVEN: Mapping[str, Mapping[str, object]] = {
 }
 EXTRA: Mapping[str, Mapping[str, object]] = {"switch_on": {"at": 0}, "wind_down": {"stall": 1}}
 BUCKETS = 1000
+BUCKET_RULES = ("fixed", "min_snr", "inverse_ema")
 
 Step = Callable[[], None]
 
@@ -164,11 +165,13 @@ def _typical(name: str, times: list[float]) -> float:
     return (9 * statistics.median(rest) + statistics.median(looks or rest)) / 10
 
 
-def bucket_ms(steps: int, batch: int) -> float:
-    """Milliseconds that 1,000 bucket terms add to a step of one weight, over the mean of the same losses."""
+def bucket_ms(rule: str, steps: int, batch: int) -> float:
+    """Milliseconds that 1,000 bucket terms under a rule add to a step of one weight, over the mean of those losses."""
     weight = nn.Parameter(torch.ones(batch))
     optimizer = torch.optim.SGD([weight], lr=1e-3)
-    executor = LossExecutor({f"bucket {k}": 1 / BUCKETS for k in range(BUCKETS)})
+    levels = {"levels": torch.logspace(-2, 2, BUCKETS)} if rule == "min_snr" else {}
+    weights = {f"bucket {k}": 1 / BUCKETS for k in range(BUCKETS)}
+    executor = LossExecutor(weights, weighting=weightings.get(rule)(BUCKETS, **levels))
     seconds: dict[str, list[float]] = {"bare": [], "buckets": []}
     for _ in range(10 + 10 * steps):
         losses, index = torch.rand(batch), torch.randint(BUCKETS, (batch,))

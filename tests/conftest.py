@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-SUITES = ("tests/test_weighting.py", "tests/test_rules_laws.py", "tests/test_rules_train.py")
+SUITES = (
+    "tests/test_weighting.py",
+    "tests/test_rules_laws.py",
+    "tests/test_rules_train.py",
+    "tests/test_host_syncs.py",
+)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_loss import LossExecutor
+from adaptive_loss.buckets import Buckets
 from adaptive_loss.weighting.base import Context, Weighting
 from adaptive_loss.weighting.compose import Product
 from adaptive_loss.weighting.dwa import DWA
 from adaptive_loss.weighting.encodec import EnCodec
 from adaptive_loss.weighting.fixed import Fixed
 from adaptive_loss.weighting.shares import Shares, share_weights
+from adaptive_loss.weighting.switch_on import SwitchOn
 from adaptive_loss.weighting.uncertainty import Uncertainty
 from adaptive_loss.weighting.vqgan import VQGAN
 
@@ -102,9 +104,41 @@ def test_every_part_hears_of_epochs_and_steps_and_survives_a_restart() -> None:
     assert executor.weights == again.weights == pytest.approx({"a": 1.5 * golden, "b": 0.5 * (2 - golden)})
 
 
-def test_a_rule_that_learns_and_rules_of_other_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="uncertainty learns its weights"):
-        Fixed(2) * Uncertainty(2)
+def test_a_rule_that_learns_does_so_as_if_it_were_alone() -> None:
+    # Balanced by uncertainty each term adds ½, so under shares of 3 to 1 they add ¾ and ¼ of the whole.
+    executor = LossExecutor({"a": 1.0, "b": 1.0}, weighting=Shares(2, [3, 1]) * Uncertainty(2))
+    optimizer = torch.optim.SGD(executor.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        a, b = live(30.0), live(0.2)
+        total = executor({"a": a, "b": b})
+        total.backward()
+        assert [a.grad.item(), b.grad.item()] == pytest.approx(list(executor.weights.values()))  # type: ignore[union-attr]
+        executor.step(optimizer)
+    masses = executor.weights["a"] * 30, executor.weights["b"] * 0.2
+    assert masses == pytest.approx((0.75, 0.25), rel=1e-3)
+    assert total.item() == pytest.approx(1.0 + (math.log(30) + math.log(0.2)) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_rule_that_learns_is_not_led_astray_while_a_term_waits_or_is_capped(vector: bool) -> None:
+    def run(rule: Weighting) -> list[float]:
+        executor = LossExecutor({"a": 1.0, "b": 1.0}, weighting=rule)
+        optimizer = torch.optim.SGD(executor.parameters(), lr=0.1)
+        for _ in range(12):
+            optimizer.zero_grad()
+            a, b = live(3.0), live(0.2)
+            losses = Buckets(torch.stack([a, b]), torch.ones(2, dtype=torch.bool)) if vector else {"a": a, "b": b}
+            executor(losses, tap=[a, b]).backward()
+            executor.step(optimizer)
+        return next(executor.parameters()).tolist()
+
+    alone = run(Uncertainty(2))
+    assert run(SwitchOn(2, "b", at=100) * Uncertainty(2)) == alone  # waits at 0
+    assert run(SwitchOn(2, "b", at=0, share=0.01) * Uncertainty(2)) == alone
+
+
+def test_rules_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="fixed is over 2 terms and dwa over 3"):
         Fixed(2) * DWA(3)
     with pytest.raises(TypeError):

@@ -43,6 +43,25 @@ def test_json_round_trip_keeps_every_field() -> None:
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
+@pytest.mark.parametrize("notice", [None, Path("a/leave")])
+def test_how_a_run_is_kept_survives_the_disk_and_is_no_part_of_what_it_is(notice: Path | None) -> None:
+    config = RunConfig(save_every="7s", resume=False, preempt_file=notice)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert differences(config, RunConfig()) == []
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "0s", "nans", "infs", "1.5", "often", "", "s", "3m"])
+def test_useless_intervals_are_refused_with_their_flag(every: str) -> None:
+    with pytest.raises(UsageError, match=r"--save-every is '.*'; give a number of steps such as 200, or seconds"):
+        validate(RunConfig(save_every=every))
+
+
+def test_flags_of_keeping() -> None:
+    parsed = flags("--save-every", "5", "--no-resume", "--preempt-file", "leave")
+    assert (parsed.save_every, parsed.resume, parsed.preempt_file) == ("5", False, Path("leave"))
+    assert flags("--resume").resume
+
+
 def test_unknown_field_of_a_saved_configuration_is_named() -> None:
     with pytest.raises(UsageError, match="momentum"):
         from_json({"momentum": 0.9})
@@ -225,3 +244,9 @@ def test_a_damaged_file_of_flags(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(UsageError, match=r"study\.json"):
         flags("--config", str(file))
+
+
+@pytest.mark.parametrize("damage", [{"weights": 3}, {"weights": "x"}, {"data_dir": 5}, {"mode": 5}, {"task": ["vae"]}])
+def test_a_damaged_stored_configuration_is_one_line(damage: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="a stored configuration is damaged"):
+        from_json({**to_json(RunConfig()), **damage})

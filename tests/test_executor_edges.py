@@ -151,13 +151,14 @@ def test_an_overflow_that_no_scale_can_cure_raises() -> None:
     p = nn.Parameter(torch.ones(2))
     executor, optimizer = LossExecutor({"a": 1.0}), SGD([p], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    steps = 0
+    steps, causes = 0, []
     with pytest.raises(RuntimeError, match=r"10 steps in a row.*the gradient is not finite"):
         while True:
             steps += 1
             optimizer.zero_grad()
             scaler.scale(executor({"a": Broken.apply(p.sum())})).backward()
-            executor.step(optimizer, scaler=scaler)
+            causes.append(executor.step(optimizer, scaler=scaler).cause)
+    assert causes == ["overflow"] * 2 + ["gradient"] * 9
     assert steps == 2 + 10  # 4 → 2 → 1 were overflows; from scale 1 on the gradient itself is to blame
 
 

@@ -30,6 +30,7 @@ def test_shipped_networks_are_small_frozen_and_differentiable(dataset: str, role
     assert found.shape == (3, RECIPES[dataset].features) and torch.isfinite(found).all()
     found.square().sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
+    assert float(network.feature_std.min()) > features.DEAD
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adaptive_loss.gradients import gramian, leaves, look_ahead, preconditioner, term_gradients, total_norm
+from adaptive_loss.gradients import (
+    TermGradients,
+    gramian,
+    leaves,
+    look_ahead,
+    preconditioner,
+    term_gradients,
+    total_norm,
+)
 
 
 def random_products(seed: int, terms: int = 4, dimension: int = 7) -> tuple[Tensor, Tensor]:
@@ -188,3 +196,15 @@ def test_a_scalar_parameter_counts_like_any_other() -> None:
     a, b = torch.tensor(2.0), torch.tensor(3.0)
     products = gramian([[a], [b]], [1.0])
     assert products.tolist() == [[4.0, 6.0], [6.0, 9.0]]
+
+
+def test_a_gramian_over_parameters_of_several_precisions() -> None:
+    kinds = (torch.float16, torch.float32, torch.float64)
+    rows = [[torch.tensor([a, 2.0 * a], dtype=kind) for kind in kinds] for a in (1.0, -3.0)]
+    assert gramian(rows, [1.0, 1.0, 2.0]).tolist() == [[20.0, -60.0], [-60.0, 180.0]]
+
+
+def test_norms_and_cosines_are_taken_once() -> None:
+    w = torch.tensor([3.0, 4.0], requires_grad=True)
+    found = TermGradients([(w**2).sum() / 2, w.sum()], torch.ones(2), [w])
+    assert found.norms is found.norms and found.cosines is found.cosines and found.gramian is found.gramian

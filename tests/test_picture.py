@@ -32,6 +32,8 @@ def test_curves_are_the_columns_of_the_terms_that_are_on(run: Path) -> None:
 
 def test_a_torn_last_event_is_left_out_and_no_events_are_none(run: Path) -> None:
     assert intervention_steps(run) == [12, 15]
+    (run / "events.jsonl").write_bytes(b'{"step": 1e999}\n\xff\n{"step": 3}\n' + b"[" * 100_000)
+    assert intervention_steps(run) == [3]
     (run / "events.jsonl").unlink()
     assert intervention_steps(run) == []
 
@@ -63,6 +65,8 @@ def test_a_file_where_the_pictures_should_go(run: Path, tmp_path: Path, capsys: 
         ("", 1, "is damaged or has no epoch yet"),
         ("epoch,step,loss_ce\n1,10,2.0\n", 1, "is damaged or has no epoch yet (KeyError: 'weight_ce')"),
         (METRICS.replace("1.5", "torn"), 1, "could not convert string to float"),
+        (METRICS.replace("0.0\n", "0.0,7\n", 1), 1, "is damaged or has no epoch yet"),
+        (METRICS.replace("1.5", "1" * 200_000), 1, "field larger than field limit"),
     ],
 )
 def test_a_folder_that_is_no_run_is_one_line(

@@ -8,15 +8,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_weighting import executor_for
+from test_weighting import executor_for, rule_for
 from torch import Tensor, nn
 
 from adaptive_loss import LossExecutor
+from adaptive_loss.guards import Guards
 from adaptive_loss.weighting import TORCHJD, weightings
+from adaptive_loss.weighting.shares import Shares
 
 OURS = weightings.names()
 SOLVERS = [name for name in TORCHJD if name != "nash_mtl"]  # Nash-MTL solves slowly; its own tests are enough
 WEIGHTS = {"a": 1.0, "b": 0.5, "c": 2.0}
+
+
+FREE = Guards(rate_limit=None, share_cap=None, spikes=False)
 
 
 @pytest.fixture(params=[*OURS, *SOLVERS])
@@ -77,6 +82,47 @@ def test_the_gradient_applied_is_that_of_the_weights_reported(rule: str) -> None
         terms = [executor.weights[name] * part[i] for name, part in parts.items() if part[i] is not None]
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, torch.stack(terms).sum(0), rtol=1e-4, atol=1e-7)
+
+
+def test_a_prior_holds_under_every_rule(rule: str) -> None:
+    """Multiplied by shares, a rule gives what it gives alone times the shares, whatever it learns from."""
+    shares, found = [1.0, 4.0, 2.5], []
+    for prior in (False, True):
+        net, weighting = Net(), rule_for(rule, WEIGHTS)
+        targets = {"c": 2.0} if "targets" in weighting.needs else None
+        weighting = Shares(3, shares) * weighting if prior else weighting
+        executor = LossExecutor(WEIGHTS, base="a", targets=targets, weighting=weighting, guards=FREE, total_steps=4)
+        # The model stays, so that both see the same losses; what a rule learns moves.
+        learned = [{"params": list(executor.parameters()), "lr": 0.1}] if list(executor.parameters()) else []
+        optimizer = torch.optim.SGD([{"params": list(net.parameters()), "lr": 0.0}, *learned])
+        found.append(list(steps(net, executor, optimizer, 6)))
+    for plain, with_prior in zip(*found, strict=True):
+        wanted = [weight * 3 * share / sum(shares) for weight, share in zip(plain.values(), shares, strict=True)]
+        assert list(with_prior.values()) == pytest.approx(wanted, rel=1e-6, abs=1e-11)
+
+
+def test_the_order_of_the_terms_does_not_matter(rule: str) -> None:
+    """Terms b and c change places, and what was made for each of them with it."""
+    if rule in ("rlw", "pcgrad", "gradvac"):
+        pytest.skip("its draws belong to places")
+    turned = {"a": 1.0, "c": 0.5, "b": 2.0, "d": 1.0}
+    straight, other = executor_for(rule, {name: turned[name] for name in "abcd"}), executor_for(rule, turned)
+    for name in ("levels", "factors"):
+        if hasattr(other.weighting, name):
+            setattr(other.weighting, name, getattr(straight.weighting, name)[[0, 2, 1, 3]])
+    rows = torch.tensor([[1.0, 0.2, 0.0], [0.5, -1.0, 0.3], [-0.2, 2.0, 1.0], [0.1, 0.4, -3.0]], dtype=torch.float64)
+    p = nn.Parameter(torch.tensor([3.0, 2.0, -0.5], dtype=torch.float64))
+    for step in range(5):
+        losses = {
+            name: (row * (1 + step * i) * p).sum() + 9 for i, (name, row) in enumerate(zip("abcd", rows, strict=True))
+        }
+        for executor in (straight, other):
+            optimizer = torch.optim.SGD([p, *executor.parameters()], lr=0.0)
+            executor(losses, tap=p).backward(retain_graph=True)
+            assert executor.step(optimizer).applied
+            if step % 2:
+                executor.end_epoch(select_loss=1.0)
+        assert other.weights == pytest.approx(straight.weights, rel=1e-3 if rule in TORCHJD else 1e-9, abs=1e-9)
 
 
 def test_a_restart_continues_bit_for_bit(rule: str) -> None:
@@ -177,6 +223,26 @@ def test_beside_a_compiled_model(name: str) -> None:
             assert executor.step(optimizer).applied
         found.append(executor.weights)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fixed", "rlw", "dwa", "uncertainty"])
+def test_a_compiled_step_is_compiled_once(name: str) -> None:
+    """The executor's numbers change at every step, and would be compiled anew with them: it stays outside."""
+    torch._dynamo.reset()
+    net, executor = Net(), executor_for(name, WEIGHTS)
+    optimizer = optimizer_of(net, executor)
+
+    @torch.compile(backend="aot_eager")
+    def step() -> None:
+        losses, _ = net()
+        executor(losses).backward()
+        executor.step(optimizer)
+
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(4):
+            optimizer.zero_grad()
+            step()
+    assert executor.signals.step == 4
 
 
 @pytest.mark.parametrize("name", [n for n in OURS if "gradients" in weightings.get(n)(3).needs])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -14,13 +16,17 @@ import torch
 from adaptive_loss import catalogue
 from adaptive_loss.data.base import Dataset
 from adaptive_loss.data.digits import load
-from adaptive_loss.trainer import loop
+from adaptive_loss.errors import UsageError
+from adaptive_loss.trainer import loop, train_task
 from adaptive_loss.utils.config import RunConfig
 from adaptive_loss.weighting import TORCHJD, weightings
+from adaptive_loss.weighting._torchjd_methods import METHODS
+from adaptive_loss.weighting._torchjd_objects import _OPTIONS
+from adaptive_loss.weighting.torchjd import rule_class
 
 STEPS = 50
 UNMET = {
-    "ada": None,  # observations never given turn no knob, and the weights are 1
+    "ada": "observations: none had come by step 4",
     "adaptive_kl": "targets: say what to hold",
     "free_bits": "targets: say what to hold",
     "geco": "targets: say what to hold",
@@ -67,23 +73,72 @@ def test_it_trains_or_says_what_it_needs(rule: str) -> None:
         if need is None:
             assert trained(rule) < 42.0  # 44.4 nats at the start: 64 pixels at log 2, and no KL
             return
-        with pytest.raises(ValueError, match=re.escape(f"weighting {rule!r} needs {need}")):
+        # What it can go on without is a warning, which is an error here.
+        with pytest.raises((UsageError, UserWarning), match=re.escape(f"weighting {rule!r} needs {need}")):
             trained(rule)
+
+
+@pytest.mark.parametrize("rule", ["pi", "shares"])
+def test_a_need_that_no_flag_gives_is_one_line_of_usage(
+    rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = train_task.main(["vae", "--weighting", rule, "--epochs", "1", "--output-dir", str(tmp_path)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and line.startswith(f"error: weighting {rule!r} needs ")
 
 
 def test_the_catalogue_knows_every_rule() -> None:
     rules = {rule.name: rule for rule in catalogue.catalogue()}
     assert set(rules) == {*weightings.names(), *TORCHJD}
-    assert all(rule.summary and rule.family and rule.cost for rule in rules.values())
+    assert all(rule.summary and rule.family and rule.cost in catalogue.COSTS for rule in rules.values())
     assert "gradients" in rules["gradnorm"].needs and rules["fixed"].needs == ()
+    assert [rules[name].cost for name in ("fixed", "gradnorm", "upgrad")] == ["host", "heads", "solver"]
 
 
-@pytest.mark.parametrize("rule", weightings.names())
+def test_the_table_shows_family_needs_and_cost_class(capsys: pytest.CaptureFixture[str]) -> None:
+    assert catalogue.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "gradients:" in lines and f"cost host: {catalogue.COSTS['host']}" in lines
+    for rule in catalogue.catalogue():
+        (line,) = (line for line in lines if line.split()[:1] == [rule.name])
+        assert line.endswith(f"cost {rule.cost}]") and all(need in line for need in rule.needs)
+    assert lines[-1].startswith(f"{len(weightings.names()) + len(TORCHJD)} rules; ")
+
+
+@pytest.mark.parametrize("rule", [*weightings.names(), *TORCHJD])
 def test_a_page_has_all_that_a_user_asks_for(rule: str) -> None:
     text = " ".join(catalogue.page(rule).split())
-    for part in ("Choose it when", "Metrics it logs", "Deviations", "Example"):
+    for part in ("Choose it when", "Metrics it logs", "Deviations", "Example", "(n_terms"):
         assert part in text, part
     assert "Reference" in text or rule in ("equal", "fixed", "shares")
+
+
+def test_a_page_shows_the_defaults() -> None:
+    assert "EnCodec(n_terms: int, total: float = 1.0, decay: float = 0.999," in catalogue.page("encodec")
+    assert 'torchjd_rule(n_terms, "CAGrad", c=0.5, norm_eps=0.0001)' in catalogue.page("cagrad")
+
+
+@pytest.mark.parametrize("short", TORCHJD)
+def test_the_defaults_told_of_torchjds_rules_are_theirs_or_the_adapter_s(short: str) -> None:
+    pytest.importorskip("torchjd")
+    method = TORCHJD[short]
+    wanted = dict(inspect.signature(weightings.get(short).kind).parameters)
+    wanted.pop("n_tasks", None)
+    defaults = {name: parameter.default for name, parameter in wanted.items()} | _OPTIONS.get(method, {})
+    told = ", ".join(f"{name}={value!r}" for name, value in defaults.items())
+    assert METHODS[method].options == told.replace("'", '"')
+
+
+def test_a_page_of_torchjds_needs_no_torchjd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    rule_class.cache_clear()
+    assert catalogue.page("upgrad").startswith("# upgrad\n")
+    assert catalogue.page("torchjd:UPGrad") == catalogue.page("upgrad")
+
+
+def test_a_scalarizer_of_torchjds_has_a_page_too() -> None:
+    pytest.importorskip("torchjd")
+    assert 'torchjd_rule(n_terms, "STCH", **options)' in catalogue.page("torchjd:STCH")
 
 
 def test_a_docstring_becomes_markdown() -> None:

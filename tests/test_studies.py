@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from adaptive_loss import records
-from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.checkpoint import Checkpoints, gather
+from adaptive_loss.errors import RunError, Stopped, UsageError
 from adaptive_loss.trainer import (
     run_ablation_study,
     run_phase1_experiments,
@@ -97,6 +98,42 @@ def test_a_done_run_is_not_done_again_and_an_unfinished_one_is(tmp_path: Path) -
 
     assert run_all(asked, 1, True, run=run) == first
     assert again == [2, 3]
+
+
+def test_what_a_kill_after_the_result_has_left_is_removed(tmp_path: Path) -> None:
+    asked = specs(tmp_path, 1)
+    run_all(asked, 1, True, run=fake_run)
+    before = sorted(os.listdir(asked[0].folder))
+    (asked[0].folder / "running").touch()
+    Checkpoints(asked[0].folder / "checkpoints").save(5, gather({}))
+    run_all(asked, 1, True, run=fake_run)
+    assert sorted(os.listdir(asked[0].folder)) == before
+
+
+def test_a_request_to_stop_ends_the_study_and_is_no_row(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        if config.seed == 2:
+            raise Stopped("stopped by SIGTERM", 143)
+        return fake_run(config, folder, quiet=quiet)
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run_all(specs(tmp_path, 1, 2, 3), 1, True, run=run, on_row=lambda spec, row: seen.append(row["seed"]))
+    assert seen == [1] and not (tmp_path / "baseline/seed_2/running").exists()
+
+
+def test_a_worker_s_request_stops_all_workers(tmp_path: Path) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        from adaptive_loss.errors import Stopped
+
+        raise Stopped("stopped because a file is there", 143)
+
+    seen: list[int] = []
+    with pytest.raises(Stopped, match="stopped because a file is there") as caught:
+        run_all(specs(tmp_path, 1, 2, 3, 4), 2, True, run=run, on_row=lambda spec, row: seen.append(row["seed"]))
+    assert caught.value.code == 143 and seen == []
+    assert [row["status"] for row in run_all(specs(tmp_path, 1, 2, 3, 4), 2, True, run=local_fake())] == ["ok"] * 4
 
 
 @pytest.mark.parametrize("damage", [{"seed": 9}, {"test_accuracy": "0.5"}, {"steps": [1]}, {"status": "fine"}, None])

@@ -404,6 +404,15 @@ def test_imtl_gs_weights_are_bounded() -> None:
     assert bounded(torch.tensor([-1e9, 1e9]), 10.0).tolist() == [0.0, 10.0]
 
 
+def test_nash_mtl_trains_without_a_word_of_its_solver() -> None:
+    executor, w = executor_of("nash_mtl"), at_one()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(6):
+            rows = [[x * 10.0 ** (i * (step % 3)) for x in row] for i, row in enumerate(JACOBIAN)]
+            assert one_step(executor, w, rows).applied
+
+
 def test_a_solver_that_fails_in_mid_run_is_told_once_and_the_weights_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     executor, w = executor_of("upgrad"), at_one()
     before = one_step(executor, w, JACOBIAN).weights

@@ -1,6 +1,7 @@
 """Weighting rules: closed forms, golden values, and the suite every rule must pass."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,25 +9,32 @@ from torch import nn
 
 from adaptive_loss import LossExecutor
 from adaptive_loss.weighting import weightings
+from adaptive_loss.weighting.base import Weighting
 from adaptive_loss.weighting.dwa import DWA, dwa_weights
 from adaptive_loss.weighting.uncertainty import Uncertainty, uncertainty_weights
 
 RULES = weightings.names()
 
 
-def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0) -> LossExecutor:
-    """An executor that gives the rule what it needs besides the losses; ``unit`` is that of the last term's loss."""
-    kind, (first, *_, last) = weightings.get(rule), [*weights, *weights]
+def rule_for(rule: str, weights: dict[str, float]) -> Weighting:
+    """The rule, made with what its constructor needs."""
+    kind, last = weightings.get(rule), list(weights)[-1]
     needs, levels = kind(len(weights)).needs, [0.5 + i for i in range(len(weights))]
     given = {"noise levels": {"levels": levels}, "shares": {"shares": levels}, "a term": {"term": last}}
     extra = {"switch_on": {"at": 1}, "wind_down": {"stall": 1}}.get(rule, {})
-    made = kind(len(weights), **extra, **{k: v for need in needs for k, v in given.get(need, {}).items()})
+    return kind(len(weights), **extra, **{k: v for need in needs for k, v in given.get(need, {}).items()})
+
+
+def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0, **more: Any) -> LossExecutor:
+    """An executor that gives the rule what it needs besides the losses; ``unit`` is that of the last term's loss."""
+    made, (first, *_, last) = rule_for(rule, weights), [*weights, *weights]
+    needs = made.needs
     return LossExecutor(
         weights,
         base=first if "base" in needs else None,
         targets={last: 2.0 * unit} if "targets" in needs else None,
         weighting=made,
-        total_steps=4 if "total steps" in needs else None,
+        **{"total_steps": 4 if "total steps" in needs else None, **more},
     )
 
 

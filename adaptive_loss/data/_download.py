@@ -19,7 +19,8 @@ from adaptive_loss.errors import RunError
 from adaptive_loss.files import sync_folder
 
 CHUNK = 1 << 18
-LOCK_POLL_SECONDS = 0.1
+LIMIT_SECONDS = 2 * 3600.0
+"""For a whole download: 24 kB a second of the largest one."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,16 @@ class Remote:
     by_hand: str
 
 
-def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
+def fetch(remote: Remote, target: Path, *, timeout: float, limit: float) -> None:
     """Download ``remote`` to ``target``: to a ``.part`` name first, checked, synced, then renamed.
 
-    The caller holds the folder's :func:`file_lock`, so the ``.part`` name is this process's own.
+    The caller holds the folder's :func:`~adaptive_loss.locks.file_lock`, so the ``.part`` name is this process's own.
 
     Args:
         remote: the file.
         target: where to put it; its folder exists.
         timeout: seconds the server may stay silent.
+        limit: seconds for the whole, so that a server that drips cannot hold it for ever.
 
     Raises:
         RunError: the server cannot be reached, or what came is not the expected file; nothing is left behind.
@@ -55,7 +57,7 @@ def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
     part = target.with_name(target.name + ".part")
     try:
         with part.open("wb") as file:
-            received, digest = _stream(remote, file, timeout)
+            received, digest = _stream(remote, file, timeout, limit)
             _check(remote, received, digest)
             file.flush()
             os.fsync(file.fileno())
@@ -69,11 +71,13 @@ def fetch(remote: Remote, target: Path, *, timeout: float) -> None:
         part.unlink(missing_ok=True)
 
 
-def _stream(remote: Remote, file: IO[bytes], timeout: float) -> tuple[int, str]:
+def _stream(remote: Remote, file: IO[bytes], timeout: float, limit: float) -> tuple[int, str]:
     """Copy the answer into ``file``, one chunk beyond the expected size at most; its length and SHA-256."""
-    sha, received = hashlib.sha256(), 0
+    sha, received, deadline = hashlib.sha256(), 0, time.monotonic() + limit
     with urllib.request.urlopen(remote.url, timeout=timeout) as answer, _progress(remote) as report:
-        while received <= remote.size and (chunk := answer.read(CHUNK)):
+        while received <= remote.size and (chunk := answer.read1(CHUNK)):  # what has come
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not done after {limit:g} seconds")
             file.write(chunk)
             sha.update(chunk)
             received += len(chunk)
@@ -120,46 +124,6 @@ def _plain_lines(name: str, size: int) -> Callable[[int], None]:
             print(f"downloading {name}: {10 * tenth}% of {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
 
     return report
-
-
-@contextmanager
-def file_lock(path: Path, waiting: str) -> Iterator[None]:
-    """Hold ``path`` as a lock between processes; the system frees it if this process dies.
-
-    Args:
-        path: the lock file; made if missing and left there, since removing it would let two holders in.
-        waiting: a line for standard error when another process holds it.
-    """
-    with path.open("ab") as file:
-        told = False
-        while not _try_lock(file):
-            if not told:
-                print(waiting, file=sys.stderr, flush=True)
-            told = True
-            time.sleep(LOCK_POLL_SECONDS)
-        yield  # closing the file frees the lock
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        file.seek(0)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 def one_line(error: BaseException | str) -> str:

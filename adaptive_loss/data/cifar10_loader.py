@@ -13,11 +13,12 @@ from torch import Tensor
 
 from adaptive_loss.data import _cifar10_files as files
 from adaptive_loss.data import datasets
-from adaptive_loss.data._download import CHUNK, Remote, fetch, file_lock, one_line
+from adaptive_loss.data._download import CHUNK, LIMIT_SECONDS, Remote, fetch, one_line
 from adaptive_loss.data.augment import Augment, augmenter, none, normalise
 from adaptive_loss.data.base import Batches, Dataset, Split, split_sizes, stratified_splits
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.files import sync_folder
+from adaptive_loss.locks import file_lock
 from adaptive_loss.seeding import own_generator
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -105,7 +106,7 @@ def _download(root: Path) -> None:
         if folder.is_dir():
             return
         if not archive.is_file():
-            fetch(Remote(URL, SIZE, SHA256, by_hand), archive, timeout=TIMEOUT_SECONDS)
+            fetch(Remote(URL, SIZE, SHA256, by_hand), archive, timeout=TIMEOUT_SECONDS, limit=LIMIT_SECONDS)
         _unpack(archive, folder)
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from adaptive_loss.data import datasets
-from adaptive_loss.data._download import Remote, fetch, file_lock, one_line
+from adaptive_loss.data._download import LIMIT_SECONDS, Remote, fetch, one_line
 from adaptive_loss.data.base import Dataset, Split, split_sizes, stratified_splits
 from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.locks import file_lock
 from adaptive_loss.seeding import own_generator
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # this address has no HTTPS; the hashes decide
@@ -103,7 +104,8 @@ def _find(data_dir: Path) -> Path:
             for name, (size, sha256) in PUBLISHED.items():
                 if not (folder / name).exists():
                     by_hand = f"fetch it by hand into {folder}"
-                    fetch(Remote(URL + name, size, sha256, by_hand), folder / name, timeout=TIMEOUT_SECONDS)
+                    remote = Remote(URL + name, size, sha256, by_hand)
+                    fetch(remote, folder / name, timeout=TIMEOUT_SECONDS, limit=LIMIT_SECONDS)
     except OSError as error:
         raise RunError(f"--data-dir {data_dir}: {one_line(error)}; name a folder you may write to") from error
     return folder

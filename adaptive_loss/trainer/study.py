@@ -11,11 +11,12 @@ from typing import Any
 
 from adaptive_loss import records
 from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.ledger import Ledger
 from adaptive_loss.modes import modes
 from adaptive_loss.trainer import plan
 from adaptive_loss.trainer.progress import Progress
 from adaptive_loss.trainer.simple_ablation_analysis import PAIRS, compare, metric_of, printable, summarise
-from adaptive_loss.trainer.studies import Result, Spec, check_folders, finished, run_all
+from adaptive_loss.trainer.studies import Result, Spec, check_folders, finished, run_all, worker_count
 from adaptive_loss.trainer.tuning import find_weights, trial_specs
 from adaptive_loss.utils.config import (
     LARGEST_SEED,
@@ -94,22 +95,6 @@ class Study:
         """The configuration that the results file records."""
         shared = {name: value for name, value in to_json(self.settings).items() if name in to_json(Settings())}
         return {**shared, "modes": list(self.modes), "seeds": list(self.seeds), "trials": self.trials}
-
-    def write(self, rows: Sequence[Result]) -> None:
-        """Replace the results files by these rows, atomically."""
-        provenance = records.provenance(self.argv, self.start)
-        records.write_results(self.output, rows, self.document(), self.pairs(), provenance)
-
-    def is_written(self, rows: Sequence[Result]) -> bool:
-        """Whether the results files hold these rows already; writing again would lose when and how long they took."""
-        try:
-            there = records.read_results(self.output)
-        except (OSError, RunError):
-            return False
-        held = {(row.mode, row.seed, row.status) for row in there}
-        return self.output.with_suffix(".json").exists() and held == {
-            (row["mode"], row["seed"], row["status"]) for row in rows
-        }
 
 
 def task_terms(settings: Settings) -> list[str]:
@@ -214,6 +199,7 @@ def _as_run(document: Mapping[str, Any]) -> RunConfig:
 def run_study(study: Study, flags: StudyFlags) -> int:
     """Do the study and print its tables; the exit code."""
     check(study)
+    worker_count(flags.jobs)
     if flags.dry_run:
         return plan.show([*study.trial_specs(), *study.specs()], flags.jobs, flags.json)
     if any(finished(spec) is None for spec in study.specs()):
@@ -238,23 +224,36 @@ def report_failures(rows: Sequence[Result]) -> None:
 
 
 def complete(study: Study, jobs: int) -> list[Result]:
-    """Do what is left of the study, writing the results after every run; every row."""
+    """Do what is left of the study, noting every run and writing the results after it; every row.
+
+    Raises:
+        RunError: another process is at this study.
+    """
+    with Ledger(study.folder) as ledger:
+        check(study)  # once more: another process may have been here between the first look and now
+        known = [row for spec in study.specs() if (row := finished(spec)) is not None]
+        ledger.begin(study.output, study.document(), study.pairs(), records.provenance(study.argv, study.start))
+        for row in known:
+            ledger.add(row)
+        rows = _run_rest(study, jobs, ledger, len(known))
+        if not records.holds(study.output, rows):
+            ledger.write_results()
+    return rows
+
+
+def _run_rest(study: Study, jobs: int, ledger: Ledger, known: int) -> list[Result]:
     trials = study.trial_specs()
-    done = {(spec.label, spec.config.seed): row for spec in study.specs() if (row := finished(spec)) is not None}
-    before = len(done) + sum(finished(trial) is not None for trial in trials)
+    before = known + sum(finished(trial) is not None for trial in trials)
 
     def keep(spec: Spec, row: Result) -> None:
-        done[spec.label, spec.config.seed] = row
-        study.write(list(done.values()))
+        ledger.add(row)
+        ledger.write_results()
         progress.done(spec, row)
 
     with Progress(len(trials) + len(study.specs()), before) as progress:
         if trials:
             study = replace(study, tuned=_tuned_weights(study, jobs, progress))
-        rows = run_all(study.specs(), jobs, quiet=True, on_row=keep)
-    if not study.is_written(rows):
-        study.write(rows)
-    return rows
+        return run_all(study.specs(), jobs, quiet=True, on_row=keep)
 
 
 def _tuned_weights(study: Study, jobs: int, progress: Progress) -> dict[str, float]:

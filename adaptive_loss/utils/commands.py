@@ -9,13 +9,19 @@ import io
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, get_origin
 
-from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.errors import RunError, Stopped, UsageError
+from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 T = TypeVar("T")
+
+PLUGINS = ("task", "dataset", "weighting", "mode", "modes", "ablation_mode")
+"""Flags that take the name of a plug-in, or ``package.module:Name``."""
 
 
 class Main(Protocol):
@@ -35,7 +41,8 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            with _terminable():
+                return main(argv)
         except UsageError as error:
             return complain(error, 2)
         except RunError as error:
@@ -44,15 +51,34 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
             return _closed_pipe() if isinstance(error, BrokenPipeError) else complain(_with_fix(error), 1)
         except ModuleNotFoundError as error:
             return complain(missing_extra(error), 1)
+        except Stopped as stop:
+            return complain(f"{stop}; run the same command again to go on", stop.code)
         except KeyboardInterrupt:
             return complain("interrupted; run the same command again to go on", 130)
 
     return wrapped
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as an exception, which closes what is open, and not on the spot."""
+
+    def stop(number: int, *_: object) -> None:
+        raise Stopped("stopped by SIGTERM", 128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def complain(error: object, code: int) -> int:
-    """Print ``error`` as one line on stderr and give back ``code``."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    """Print ``error`` as one line on stderr, what could steer a terminal escaped, and give back ``code``."""
+    print("error: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return code
 
 
@@ -116,7 +142,7 @@ def expand_config(args: list[str], known: Collection[str]) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             flags = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--config {path}: cannot be read as JSON ({error}); name a file such as experiments/*.json"
         ) from None
@@ -125,7 +151,20 @@ def expand_config(args: list[str], known: Collection[str]) -> list[str]:
     strange = [name for name in flags if name.replace("-", "_") not in known]
     if strange:
         raise UsageError(f"--config {path}: {strange[0]!r} is no flag of this command; name a file made for it")
+    for name, value in flags.items():
+        _check_no_code(path, name, value)
     return [word for name, value in flags.items() for word in _as_flag(name, value)] + args
+
+
+def _check_no_code(path: str, name: str, value: Any) -> None:
+    """A file may come from anyone, so it may not name code outside the package to import; a command line may."""
+    names = value if isinstance(value, list) else [value]
+    outside = [item for item in map(str, names) if ":" in item and not item.startswith("torchjd:")]
+    if outside and name.replace("-", "_") in PLUGINS:
+        raise UsageError(
+            f"--config {path}: {name} {outside[0]!r} is code outside the package, which a file may not name; "
+            f"if you trust it, give --{name} on the command line"
+        )
 
 
 def _is(word: str, flag: str) -> bool:

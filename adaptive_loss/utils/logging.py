@@ -1,13 +1,14 @@
-"""What a run says while it runs: metrics as CSV, events as JSON lines, curves for TensorBoard, one progress line.
+"""What a run says while it runs: metrics as CSV, events and curves as JSON lines, one progress line.
 
-The CSV and the JSON lines are the truth; the TensorBoard files are a view of the same numbers.
+The CSV and the JSON lines are the truth; the TensorBoard files are a view of ``tb/scalars.jsonl`` beside them, and
+``adaptive-loss rebuild`` makes them anew.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +20,14 @@ from typing import IO, Any, Protocol
 
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.records import csv_cell, csv_line, json_dump, write_atomic
+from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 INTERVAL_S = 10.0
+SCALARS = "tb/scalars.jsonl"
 
 
 class RunLogger:
-    """Writes a run's ``metrics.csv``, ``events.jsonl`` and ``tb/`` into one folder, each line flushed at once.
+    """Writes a run's ``metrics.csv``, ``events.jsonl`` and the curves in ``tb/`` into one folder, each line at once.
 
     An existing folder is continued: a line torn by a kill is cut off, and the metrics keep their columns.
 
@@ -32,7 +35,6 @@ class RunLogger:
         folder: made if it is not there.
         columns: the columns of ``metrics.csv``; without them the first row's keys.
         tensorboard: also write TensorBoard files. If TensorBoard is not installed, one line says how to get it.
-        purge_step: on resume, the last step that counts: later rows, events and curves are dropped.
 
     Raises:
         RunError: the folder cannot be written.
@@ -53,20 +55,22 @@ class RunLogger:
         *,
         columns: Sequence[str] | None = None,
         tensorboard: bool = True,
-        purge_step: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._tensorboard = tensorboard
-        self._purge_step = purge_step
+        self._last_curve = -1
+        self._synced: dict[str, int] = {}
+        self._purge_step: int | None = None
         self._writer: Any = None
-        self._columns: list[str] | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._columns = self._continue_metrics()
-            self._continue_events()
+            (self.folder / SCALARS).parent.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.csv", "events.jsonl", SCALARS):
+                _cut_torn_line(self.folder / name)
+            self._columns = self._header()
             # unbuffered: a line is on disk or refused, and nothing is left over to fail again at close
             self._metrics = open(self.folder / "metrics.csv", "ab", buffering=0)  # noqa: SIM115
             self._events = open(self.folder / "events.jsonl", "ab", buffering=0)  # noqa: SIM115
+            self._scalars = open(self.folder / SCALARS, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from error
         if columns is not None and self._columns is None:
@@ -91,19 +95,47 @@ class RunLogger:
         self._append(self._events, line)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the finite ones of ``values`` to TensorBoard at ``step``."""
+        """Append the finite ones of ``values`` at ``step`` to ``tb/scalars.jsonl``, and show them in TensorBoard."""
+        finite = {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
+        self._append(self._scalars, json_dump({"step": step, "values": finite}, indent=None))
         if self._writer is None and self._tensorboard:
             self._writer = self._open_tensorboard()
             self._tensorboard = self._writer is not None
+        self._last_curve = step
         if self._writer is not None:
-            for tag, value in values.items():
-                if math.isfinite(value):
-                    self._writer.add_scalar(tag, float(value), step)
+            for tag, value in finite.items():
+                self._writer.add_scalar(tag, value, step)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far each file has come, all of it forced to disk: a run that goes on from here drops what came later."""
+        if self._writer is not None:
+            self._writer.flush()
+        sizes = {name: os.fstat(file.fileno()).st_size for name, file in self._files()}
+        for name, file in self._files():
+            if sizes[name] != self._synced.get(name):  # forcing costs milliseconds, and most steps write no row
+                _force(file)
+        self._synced = sizes
+        return {**sizes, "last_curve": self._last_curve}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Cut the files back to where :meth:`state_dict` found them; TensorBoard is told to hide later curves.
+
+        Raises:
+            RunError: a file has lost what it held then.
+        """
+        for name, file in self._files():
+            if os.fstat(file.fileno()).st_size < state[name]:
+                raise RunError(f"{file.name} is shorter than when the run was saved; begin anew with --no-resume")
+            file.truncate(state[name])
+        self._columns = self._header()
+        self._last_curve = state["last_curve"]
+        self._purge_step = self._last_curve + 1
 
     def close(self) -> None:
         """Flush and close every file; a second call does nothing."""
         self._metrics.close()
         self._events.close()
+        self._scalars.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -116,6 +148,9 @@ class RunLogger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _files(self) -> list[tuple[str, FileIO]]:
+        return [("metrics", self._metrics), ("events", self._events), ("scalars", self._scalars)]
 
     def _start(self, columns: Sequence[str]) -> list[str]:
         self._columns = [csv_cell(name) for name in columns]
@@ -131,24 +166,12 @@ class RunLogger:
         if not whole:
             raise RunError(f"{file.name}: only part of a line could be written; check the disk's space")
 
-    def _continue_metrics(self) -> list[str] | None:
+    def _header(self) -> list[str] | None:
         path = self.folder / "metrics.csv"
-        lines = _whole_lines(path)
-        if not lines:
+        if not path.exists():
             return None
-        columns = next(csv.reader(lines[:1]))
-        last = self._purge_step
-        if last is not None and "step" in columns:
-            place = columns.index("step")
-            lines[1:] = [line for line in lines[1:] if int(next(csv.reader([line]))[place] or 0) <= last]
-            write_atomic(path, "".join(lines))
-        return columns
-
-    def _continue_events(self) -> None:
-        path = self.folder / "events.jsonl"
-        lines = _whole_lines(path)
-        if lines and self._purge_step is not None:
-            write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= self._purge_step))
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), None)
 
     def _open_tensorboard(self) -> Any:
         try:
@@ -156,19 +179,22 @@ class RunLogger:
         except ImportError:
             print("no TensorBoard curves; to have them: pip install tensorboard", file=sys.stderr)
             return None
-        purge = None if self._purge_step is None else self._purge_step + 1
-        return SummaryWriter(str(self.folder / "tb"), purge_step=purge)
+        return SummaryWriter(str(self.folder / "tb"), purge_step=self._purge_step)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of ``path``; a last line torn by a kill is cut off the file first."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
+def _force(file: FileIO) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{file.name}: cannot be written ({error.strerror}); check the disk's space") from error
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill has torn."""
+    content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         write_atomic(path, whole)
-    return whole.decode("utf-8").splitlines(keepends=True)
 
 
 class Progress(Protocol):
@@ -231,7 +257,7 @@ class _Lines:
         passed = self._last - self._start
         parts = [f"{self._description}: step {self._done}/{self._total}", self._text]
         parts.append(f"{self._done / passed:.1f} steps/s" if passed > 0 else "")
-        print(", ".join(part for part in parts if part), file=self._stream, flush=True)
+        print(printable(", ".join(part for part in parts if part)), file=self._stream, flush=True)
 
 
 class _Bar:
@@ -241,7 +267,7 @@ class _Bar:
         self._display, self._task = display, task
 
     def update(self, n: int = 1, text: str = "") -> None:
-        self._display.update(self._task, advance=n, **({"text": text} if text else {}))
+        self._display.update(self._task, advance=n, **({"text": printable(text)} if text else {}))
 
 
 @contextmanager
@@ -254,4 +280,4 @@ def _bar(total: int, description: str, stream: IO[str]) -> Iterator[Progress]:
     words, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)
     columns = (words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
     with Display(*columns, console=Console(file=stream)) as display:
-        yield _Bar(display, display.add_task(description, total=total, text=""))
+        yield _Bar(display, display.add_task(printable(description), total=total, text=""))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from adaptive_loss.errors import UsageError
 from adaptive_loss.registry import Registry
 
 TORCHJD = {
@@ -28,10 +29,19 @@ class Weightings(Registry):
         canonical = self.resolve(name)
         library, _, method = canonical.partition(":")
         if library != "torchjd":
-            return super().get(canonical)
+            return _checked(super().get(canonical), canonical)
         from adaptive_loss.weighting.torchjd import rule_class
 
         return rule_class(method)
+
+
+def _checked(rule: Any, name: str) -> Any:
+    """``rule`` if it is a class of rules; anything else that a name can reach must not be called."""
+    from adaptive_loss.weighting.base import Weighting
+
+    if not (isinstance(rule, type) and issubclass(rule, Weighting)):
+        raise UsageError(f"weighting {name!r} is no subclass of adaptive_loss.weighting.base.Weighting")
+    return rule
 
 
 weightings = Weightings(

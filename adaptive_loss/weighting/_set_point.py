@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from adaptive_loss.events import Event
-from adaptive_loss.knob import Knob, Law, Limits, Saturation
+from adaptive_loss.knob import Knob, Law, Limits, Saturation, reported
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context, Weighting, ones
 
@@ -96,10 +95,3 @@ class HeldTargets(Weighting):
             raise ValueError(f"weighting {self.name!r}: the state is of {sorted(state)}, here {sorted(self.knobs)}")
         for name, knob in self.knobs.items():
             knob.load_state_dict(state[name])
-
-
-def reported(alarms: list[Saturation], step: int) -> list[Event]:
-    """The alarms as events; the list is emptied."""
-    events = [Event(step, "alarm", str(alarm), asdict(alarm)) for alarm in alarms]
-    alarms.clear()
-    return events

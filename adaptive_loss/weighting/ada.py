@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,12 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from adaptive_loss.events import Event
-from adaptive_loss.knob import Knob, Limits, Saturation, ada
+from adaptive_loss.knob import Knob, Limits, Saturation, ada, reported
 from adaptive_loss.weighting import weightings
-from adaptive_loss.weighting._set_point import reported
-from adaptive_loss.weighting.base import PATIENCE, Context, Weighting, ones
+from adaptive_loss.weighting.base import Context, Weighting, ones
 
-_SILENT = "weighting 'ada' needs observations: none came in {} steps; call observe(E[sign D(real)]) before step()"
+_SILENT = "weighting 'ada' needs observations: none had come by step {}; call observe(E[sign D(real)]) before step()"
 
 
 @weightings.register("ada")
@@ -101,11 +101,12 @@ class ADA(Weighting):
         return ones(self.n_terms)
 
     def after_step(self, losses: Tensor, context: Context) -> Sequence[Event]:
-        """Count the observation; move p when there are enough. One that is not finite is none."""
+        """Count the observation; move p when there are enough. One that is not finite is none; none at all is told."""
         value, self.pending = self.pending, math.nan
         if not math.isfinite(value):
-            waits = context.step == PATIENCE and self.knob.seen == self.count == 0
-            return [Event(context.step, "alarm", _SILENT.format(PATIENCE))] if waits else []
+            if context.step == self.interval and self.knob.seen == self.count == 0:
+                warnings.warn(f"adaptive_loss: {_SILENT.format(self.interval)}", stacklevel=2)
+            return []
         self.total, self.count = self.total + value, self.count + 1
         if self.count == self.interval:
             self.knob.observe(self.total / self.count)

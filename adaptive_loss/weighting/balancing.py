@@ -73,6 +73,10 @@ class Balancing(Weighting):
             weights[base] = gaussian_weight(mse, self.dimensions, self.floor)
         return weights
 
+    def saturated(self) -> Tensor:
+        """[K] bool, the base where γ² is within 1% of its floor."""
+        return self.terms.is_base & (self.mse <= 1.01 * self.floor)
+
     def after_step(self, losses: Tensor, context: Context) -> None:
         """Take in the base's loss; NaN where it was absent, which counts for nothing."""
         base = self.terms.base_index

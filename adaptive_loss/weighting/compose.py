@@ -16,8 +16,8 @@ class Product(Weighting):
     """wᵢ = ∏ⱼ wᵢ⁽ʲ⁾, the product of the weights that several rules give: ``Schedule(3) * GradNorm(3)``.
 
     Every part sees the same startᵢ·Lᵢ and the same gradients, so the order does not matter, and a schedule ramps what
-    the other rule would give. A rule that learns its weights has a penalty that balances them against their losses;
-    a factor beside it would be learned away, so such a rule is refused.
+    the other rule would give. A rule that learns its weights does so as if it were alone: a factor beside it would else
+    be learned away, as its penalty balances the weights against the losses.
 
     Metrics it logs: the product.
 
@@ -25,7 +25,7 @@ class Product(Weighting):
         parts: rules over the same K terms.
 
     Raises:
-        ValueError: rules over different numbers of terms, one that learns, or two with taps of their own.
+        ValueError: rules over different numbers of terms, or two with taps of their own.
 
     Example:
         >>> from adaptive_loss.weighting.dwa import DWA
@@ -43,8 +43,6 @@ class Product(Weighting):
                     f"{whole[0].name} is over {self.n_terms} terms and {part.name} over {part.n_terms}: "
                     "make both for the same terms"
                 )
-            if any(True for _ in part.parameters()):
-                raise ValueError(f"{part.name} learns its weights, so nothing can be multiplied to it: use it alone")
         self.parts = nn.ModuleList(whole)
         self.family = " × ".join(dict.fromkeys(part.family for part in whole))
         self.needs = tuple(dict.fromkeys(need for part in whole for need in part.needs))
@@ -73,8 +71,20 @@ class Product(Weighting):
         return next((line for part in self.rules if (line := part.unmet(context)) is not None), None)
 
     def forward(self, losses: Tensor, context: Context) -> Tensor:
-        """[K] the product."""
-        return torch.stack([part(losses, context).double() for part in self.rules]).prod(0)
+        """[K] the product, differentiable in what a part learns as that part alone is."""
+        given = [part(losses, context).double() for part in self.rules]
+        product = torch.stack([weights.detach() for weights in given]).prod(0)
+        return sum((weights - weights.detach() for weights in given if weights.requires_grad), product)
+
+    def saturated(self) -> Tensor | None:
+        """[K] bool, where some part's weight stands at its bound."""
+        found = [part for rule in self.rules if (part := rule.saturated()) is not None]
+        return torch.stack(found).any(0) if found else None
+
+    def penalty(self, context: Context) -> Tensor | None:
+        """The sum of the parts' penalties."""
+        found = [part for rule in self.rules if (part := rule.penalty(context)) is not None]
+        return torch.stack(found).sum() if found else None
 
     def let_through(self, weights: Tensor, context: Context) -> Tensor:
         """What every part lets through of the product."""

@@ -32,8 +32,7 @@ class CosineGate(AgainstBase):
     Gradient Similarity", 2018.
 
     Choose it when one term is what you want and the others are there to help it, but may stop helping. Metrics it logs:
-    the weights. Deviations: where the base is absent, or its gradient is 0, the gates stay as they are. A closed gate
-    is the least weight that the executor's bounds allow.
+    the weights. Deviations: where the base is absent, or its gradient is 0, the gates stay as they are.
 
     Args:
         n_terms: K.

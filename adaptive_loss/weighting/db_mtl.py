@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import Context
-from adaptive_loss.weighting.gradient_rule import GradientRule, averaged, known_norms
+from adaptive_loss.weighting.gradient_rule import GradientRule, averaged, far_below, known_norms
 
 _EPS = 1e-8
 
@@ -82,6 +82,10 @@ class DBMTL(GradientRule):
         self.decay, self.limit = decay, limit
         self.register_buffer("sums", torch.zeros(n_terms, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(n_terms, dtype=torch.float64))
+
+    def saturated(self) -> Tensor:
+        """[K] bool, mean‖gᵢ‖ at or below 1/limit of the longest."""
+        return far_below(self.sums / self.counts, self.limit)
 
     def observe(self, losses: Tensor, context: Context) -> Mapping[str, Tensor]:
         """Average this step's norms and balance the terms that have a logarithm."""

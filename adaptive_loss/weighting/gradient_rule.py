@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive_loss.errors import UsageError
 from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context, Weighting, ones
@@ -29,7 +30,8 @@ class GradientRule(Weighting):
         every: N, accepted steps from one refresh to the next.
 
     Raises:
-        ValueError: ``every`` is below 1; at the first step, a tap that no term depends on.
+        ValueError: ``every`` is below 1.
+        UsageError: at the first step, a tap that no term depends on.
     """
 
     family = "gradients"
@@ -67,9 +69,9 @@ class GradientRule(Weighting):
         if not context.present.any():
             return {}
         if self.wait == _NEVER and not any(part is not None for parts in context.gradients.raw for part in parts):
-            raise ValueError(
+            raise UsageError(
                 f"weighting {self.name!r} needs gradients: no term depends on its tap; "
-                "give a tensor or parameters that the losses are computed from"
+                "give a tensor or parameters that the losses are computed from, and not in the same compiled graph"
             )
         values = self.observe(losses, context)
         return values if torch.isfinite(values.get("held", self.held)).all() else {}
@@ -137,6 +139,16 @@ def known_norms(context: Context) -> Tensor:
     assert context.gradients is not None
     norms = context.gradients.norms
     return torch.where(context.present & torch.isfinite(norms), norms, torch.nan)
+
+
+def far_below(averages: Tensor, limit: float) -> Tensor:
+    """[K] bool, the averages at or below 1/limit of the greatest; NaN is none.
+
+    Example:
+        >>> far_below(torch.tensor([1.0, 1e-3, torch.nan]), 100.0)
+        tensor([False,  True, False])
+    """
+    return averages * limit <= averages.nan_to_num(0.0).max()
 
 
 def averaged(total: Tensor, weight: Tensor, values: Tensor, decay: float) -> tuple[Tensor, Tensor]:

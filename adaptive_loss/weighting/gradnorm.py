@@ -131,6 +131,10 @@ class GradNorm(GradientRule):
         super().forward(losses, context)
         return self.held
 
+    def saturated(self) -> Tensor:
+        """[K] bool, wᵢ at the least it may be, but for the last rescaling."""
+        return self.held <= 1.1 * _LEAST
+
     def observe(self, losses: Tensor, context: Context) -> Mapping[str, Tensor]:
         """One step of w's optimizer on the terms that are there."""
         norms = known_norms(context)

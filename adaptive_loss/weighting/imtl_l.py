@@ -61,6 +61,10 @@ class IMTLL(Weighting):
         held = self.log_scale.clamp(-self.bound, self.bound)
         return -held[context.present.to(held.device)].sum()
 
+    def saturated(self) -> Tensor:
+        """[K] bool, |sᵢ| at its bound."""
+        return self.log_scale.detach().abs() >= self.bound
+
     def after_step(self, losses: Tensor, context: Context) -> None:
         """Project s back: outside the bound the clamp has no gradient that could bring it home."""
         with torch.no_grad():

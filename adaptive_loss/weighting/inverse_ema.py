@@ -71,6 +71,11 @@ class InverseEMA(Weighting):
         """[K] weights, from the steps before this one."""
         return torch.where(self.counts > 0, inverse_weights(self.sums / self.counts), ones(self.n_terms))
 
+    def saturated(self) -> Tensor:
+        """[K] bool, 1/mᵢ clipped."""
+        means = self.sums / self.counts
+        return (means <= 1 / _GREATEST) | (means >= 1 / _LEAST)
+
     def after_step(self, losses: Tensor, context: Context) -> None:
         """Take this step's losses into the means of the terms that are there."""
         self.sums, self.counts = averaged(self.sums, self.counts, losses.abs(), self.decay)

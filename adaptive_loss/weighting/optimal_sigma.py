@@ -84,6 +84,10 @@ class OptimalSigma(Weighting):
             weights[base] = gaussian_weight(variance, self.dimensions, self.floor)
         return weights
 
+    def saturated(self) -> Tensor:
+        """[K] bool, the base where σ² is at its floor."""
+        return self.terms.is_base & (self.variance <= self.floor)
+
     def after_step(self, losses: Tensor, context: Context) -> None:
         """Take in the base's loss; NaN where it was absent, which counts for nothing."""
         base = self.terms.base_index

@@ -176,6 +176,10 @@ class TorchJD(GradientRule):
         super().bind(terms, seed)
         self._seed = seed
 
+    def saturated(self) -> Tensor:
+        """[K] bool, the weights at the limit."""
+        return self.held >= self.limit
+
     def observe(self, losses: Tensor, context: Context) -> Mapping[str, Any]:
         """Weigh the terms that are there and have a gradient."""
         assert context.gradients is not None
@@ -211,6 +215,8 @@ class TorchJD(GradientRule):
         with torch.no_grad(), own_dice(self._seed, int(self.draws)), warnings.catch_warnings():
             # NashMTL's problem is solved once and thrown away, so that it could not be reused faster is no news.
             warnings.filterwarnings("ignore", message=".*not DPP.*")
+            # Its step is one of several towards the solution, and what it gives is checked and bounded here.
+            warnings.filterwarnings("ignore", message=".*may be inaccurate.*")
             warnings.filterwarnings("ignore", category=RuntimeWarning, module="cvxpy")
             weights = used(square_root(gramian) if self._bargains else gramian)
         return weights.to("cpu", torch.float64), read_state(fresh, used)

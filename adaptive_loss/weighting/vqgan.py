@@ -78,6 +78,10 @@ class VQGAN(AgainstBase):
             raise ValueError(f"VQGAN's weight is {weight}: give a positive number")
         self.weight = weight
 
+    def saturated(self) -> Tensor:
+        """[K] bool, λᵢ at its cap."""
+        return self.held >= _CAP * self.weight
+
     def observe(self, losses: Tensor, context: Context) -> Mapping[str, Tensor]:
         """λ of the auxiliaries that are there."""
         norms = known_norms(context)
