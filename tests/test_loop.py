@@ -83,7 +83,7 @@ def test_tensorboard_shows_losses_weights_shares_actions_and_skips(tmp_path: Pat
     tags = set(board.EventAccumulator(str(tmp_path / "tb")).Reload().Tags()["scalars"])
     for group in ("loss", "weight", "share"):
         assert {f"{group}/cross_entropy", f"{group}/confidence"} <= tags
-    assert {"interventions", "skipped_steps"} <= tags
+    assert {"interventions", "skipped_steps", "select/accuracy"} <= tags
 
 
 def test_what_an_unfinished_run_left_is_replaced(tmp_path: Path) -> None:

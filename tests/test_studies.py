@@ -251,6 +251,15 @@ def test_the_ablation_writes_the_contract(tmp_path: Path, calls: list[Any], caps
     assert "fewer than five seeds" in capsys.readouterr().out
 
 
+def test_the_results_say_which_data_they_are_of(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "prepare", lambda settings: {"name": "digits", "sha256": "b2da"})
+    assert ablate(tmp_path, "--modes", "full") == 0
+    document = json.loads((tmp_path / "ablation_results.json").read_text())
+    assert document["provenance"]["data"] == {"name": "digits", "sha256": "b2da"}
+
+
 def test_a_second_call_does_nothing_and_gives_the_same_bytes(tmp_path: Path, calls: list[Any]) -> None:
     ablate(tmp_path)
     before = (tmp_path / "ablation_results.csv").read_bytes()

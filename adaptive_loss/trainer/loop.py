@@ -254,7 +254,7 @@ def _end_epoch(training: Training, log: RunLogger) -> None:
     row |= {f"share_{name}": shares(means, executor.weights).get(name) for name in task.terms}
     row |= {**select, "skipped_steps": executor.skipped_steps, "interventions": training.interventions}
     log.epoch(row)
-    log.scalars(executor.signals.step, {f"select/{name}": value for name, value in select.items()})
+    log.scalars(executor.signals.step, {name.replace("_", "/", 1): value for name, value in select.items()})
     _log_events(training, log)  # a checkpoint holds none that wait
     training.epoch_sums = {}
 
