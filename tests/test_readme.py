@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ def block(word: str) -> str:
     return found
 
 
-def test_the_loop_adapts_after_at_most_five_changed_lines() -> None:
+def run(text: str, names: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run ``text`` as a script that finds ``names`` there already; what it leaves."""
+    (folder / "readme.py").write_text(text, encoding="utf-8")
+    return runpy.run_path(str(folder / "readme.py"), init_globals=names)
+
+
+def test_the_loop_adapts_after_at_most_five_changed_lines(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Linear(8, 4)
     images, labels = torch.randn(64, 8), torch.randint(4, (64,))
@@ -39,8 +46,7 @@ def test_the_loop_adapts_after_at_most_five_changed_lines() -> None:
         "held_out_loss": lambda x, y: F.cross_entropy(model(x), y),
     }
     text = block("for batch in loader")
-    exec(text, names)
-    executor = names["executor"]
+    executor = run(text, names, tmp_path)["executor"]
     assert executor.signals.step == 120
     assert executor.weights["ce"] == 1.0 and executor.weights["mix"] < 0.5
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -51,7 +57,7 @@ def test_the_loop_adapts_after_at_most_five_changed_lines() -> None:
     ]
 
 
-def test_the_two_executors_of_a_gan_step_each_its_own_network() -> None:
+def test_the_two_executors_of_a_gan_step_each_its_own_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     critic, generator = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)), nn.Linear(4, 8)
 
@@ -72,16 +78,16 @@ def test_the_two_executors_of_a_gan_step_each_its_own_network() -> None:
     }
     before = [[p.clone() for p in network.parameters()] for network in (critic, generator)]
     with pytest.warns(UserWarning, match="no probe was given"):
-        exec("from adaptive_loss import LossExecutor\n" + block("critic_loss"), names)
+        found = run("from adaptive_loss import LossExecutor\n" + block("critic_loss"), names, tmp_path)
     for network, old in zip((critic, generator), before, strict=True):
         assert not all(torch.equal(p, q) for p, q in zip(network.parameters(), old, strict=True))
-    assert names["critic_loss"].signals.step == names["generator_loss"].signals.step == 1
+    assert found["critic_loss"].signals.step == found["generator_loss"].signals.step == 1
 
 
-def test_the_probe_of_sample_quality_reaches_the_decoder() -> None:
+def test_the_probe_of_sample_quality_reaches_the_decoder(tmp_path: Path) -> None:
     model = nn.Module()
     model.decoder = nn.Linear(16, 28 * 28)
     names: dict[str, Any] = {"model": model, "images": torch.rand(300, 1, 28, 28), "torch": torch, "probes": probes}
-    exec(block("sample_quality"), names)
-    (slope,) = torch.autograd.grad(names["probe"](), model.decoder.bias)
+    probe = run(block("sample_quality"), names, tmp_path)["probe"]
+    (slope,) = torch.autograd.grad(probe(), model.decoder.bias)
     assert torch.isfinite(slope).all() and slope.any()
