@@ -232,6 +232,20 @@ def test_a_dead_worker_is_a_failed_row_and_not_the_end(tmp_path: Path) -> None:
     assert os.listdir(asked[1].folder) == ["error.txt"]
 
 
+def test_workers_leave_ctrl_c_to_the_study(tmp_path: Path) -> None:
+    names = records.COLUMNS
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool, **_: object) -> dict[str, Any]:
+        import signal
+
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return dict.fromkeys(names, 0) | {"seed": config.seed, "status": "ok", "steps": int(ignored)}
+
+    rows = run_all(specs(tmp_path, 1, 2, 3), 2, True, run=run)
+    assert [row["steps"] for row in rows] == [1, 1, 1]
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
 # The commands -------------------------------------------------------------------------------------------------
 
 
