@@ -232,6 +232,20 @@ def test_a_dead_worker_is_a_failed_row_and_not_the_end(tmp_path: Path) -> None:
     assert os.listdir(asked[1].folder) == ["error.txt"]
 
 
+def test_workers_leave_ctrl_c_to_the_study(tmp_path: Path) -> None:
+    names = records.COLUMNS
+
+    def run(config: RunConfig, folder: Path, *, quiet: bool, **_: object) -> dict[str, Any]:
+        import signal
+
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return dict.fromkeys(names, 0) | {"seed": config.seed, "status": "ok", "steps": int(ignored)}
+
+    rows = run_all(specs(tmp_path, 1, 2, 3), 2, True, run=run)
+    assert [row["steps"] for row in rows] == [1, 1, 1]
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
 # The commands -------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +263,15 @@ def test_the_ablation_writes_the_contract(tmp_path: Path, calls: list[Any], caps
     ]
     assert (tmp_path / "full/seed_42/result.json").exists()
     assert "fewer than five seeds" in capsys.readouterr().out
+
+
+def test_the_results_say_which_data_they_are_of(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "prepare", lambda settings: {"name": "digits", "sha256": "b2da"})
+    assert ablate(tmp_path, "--modes", "full") == 0
+    document = json.loads((tmp_path / "ablation_results.json").read_text())
+    assert document["provenance"]["data"] == {"name": "digits", "sha256": "b2da"}
 
 
 def test_a_second_call_does_nothing_and_gives_the_same_bytes(tmp_path: Path, calls: list[Any]) -> None:

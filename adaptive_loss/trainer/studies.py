@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -254,6 +255,8 @@ def _pool(specs: Sequence[Spec], workers: int, one: _OneRun) -> Iterator[tuple[S
 
 
 def _with_spec(one: _OneRun, spec: Spec) -> tuple[Spec, Result]:
+    # Ctrl-C reaches the whole group; the study hears it and tells its workers, which would else die with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     row = one(spec)
     if one.lead is not None and one.lead.is_gone:
         os._exit(1)  # nobody is left to take the row, and the pool's worker would wait minutes for more to do

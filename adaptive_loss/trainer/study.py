@@ -70,6 +70,7 @@ class Study:
     argv: tuple[str, ...] = ()
     start: float = field(default_factory=time.time)
     tuned: Mapping[str, float] | None = None
+    source: Mapping[str, object] | None = None
 
     def specs(self) -> list[Spec]:
         """A run for every mode and seed, in the order of the results."""
@@ -122,10 +123,13 @@ def check_settings(settings: Settings) -> None:
             )
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings) -> Mapping[str, object]:
     """Meet once, before the first run, what would stop every run: absent data, or a batch larger than they are.
 
     A download happens here, once and with its progress in sight, not in each worker.
+
+    Returns:
+        Where the data come from, with their hash.
     """
     import torch
 
@@ -135,6 +139,7 @@ def prepare(settings: Settings) -> None:
     size = {} if settings.subset is None else {"subset": settings.subset}
     data = datasets.get(settings.dataset)(settings.data_dir, seed=settings.data_seed, **size)
     Batches(len(data.train), settings.batch_size, torch.Generator())
+    return data.provenance
 
 
 def check(study: Study) -> None:
@@ -203,7 +208,7 @@ def run_study(study: Study, flags: StudyFlags) -> int:
     if flags.dry_run:
         return plan.show([*study.trial_specs(), *study.specs()], flags.jobs, flags.json)
     if any(finished(spec) is None for spec in study.specs()):
-        prepare(study.settings)
+        study = replace(study, source=prepare(study.settings))
     rows = complete(study, flags.jobs)
     if flags.json:
         print(study.output.with_suffix(".json").read_text(encoding="utf-8").rstrip())
@@ -232,7 +237,8 @@ def complete(study: Study, jobs: int) -> list[Result]:
     with Ledger(study.folder) as ledger:
         check(study)  # once more: another process may have been here between the first look and now
         known = [row for spec in study.specs() if (row := finished(spec)) is not None]
-        ledger.begin(study.output, study.document(), study.pairs(), records.provenance(study.argv, study.start))
+        provenance = records.provenance(study.argv, study.start) | {"data": study.source}
+        ledger.begin(study.output, study.document(), study.pairs(), provenance)
         for row in known:
             ledger.add(row)
         rows = _run_rest(study, jobs, ledger, len(known))
