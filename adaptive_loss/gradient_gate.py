@@ -103,7 +103,7 @@ class GradientGate:
 
 
 def greatest_norm(gradients: Sequence[Tensor]) -> float:
-    """The greatest gradient norm whose square an optimizer's second moment can hold, 1.8e16 in float32."""
+    """The greatest gradient norm whose square an optimizer's second moment can hold, 1.8e18 in float32."""
     limits = [torch.finfo(torch.promote_types(kind, torch.float32)).max for kind in {g.dtype for g in gradients}]
     return math.sqrt(min(limits, default=math.inf)) / _ROOM
 

@@ -1,10 +1,19 @@
-"""Random generators with one purpose each."""
+"""Random generators with one purpose each, and the global ones of those who draw from them all the same."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 
+import numpy as np
 import torch
+
+
+def seed_global(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def own_generator(seed: int, purpose: str) -> torch.Generator:

@@ -6,7 +6,8 @@ Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch
 interleaved in one process, a step each in turn, with models of their own; a ratio is of medians, so a disturbed step
 does not count. The full system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over
 a run is made up from the measured kinds and the number of each that such a run has. The gates are timed alone, every
-guard on, beside losses and gradients that cost nothing. Last, whole epochs of the
+guard on, beside losses and gradients that cost nothing. A checkpoint is timed with all that a run of the full system
+carries, from the first call to the last fsync; the median of 20. Last, whole epochs of the
 `baseline` mode as the studies train it, progress and logs included, take turns with whole epochs of the bare loop; then
 comes every weighting rule beside the plain weighted sum, as :mod:`benchmarks.rules` says.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adaptive_loss.checkpoint import Checkpoints
 from adaptive_loss.data.base import Dataset, Split
 from adaptive_loss.guards import Guards
 from adaptive_loss.loss_executor import LossExecutor
@@ -200,6 +202,22 @@ def epoch_overhead(epochs: int) -> float:
     return min(seconds["baseline"]) / min(seconds["bare"]) - 1
 
 
+def checkpoint_ms() -> dict[str, float]:
+    """Milliseconds that a checkpoint of the full system's run takes after two epochs, and its size in MB."""
+    config = RunConfig(dataset="cifar10", mode="full", epochs=25, precision="fp32", device="cpu")
+    training, seconds = loop.prepare(config, noise(5000)), []
+    with tempfile.TemporaryDirectory() as folder, RunLogger(folder) as log, progress(78, "full") as bar:
+        checkpoints = Checkpoints(Path(folder) / "checkpoints")
+        for _ in range(2):
+            loop.train_epoch(training, log, bar)
+        for step in range(20):
+            start = time.perf_counter()
+            checkpoints.save(step, training.state_dict(log))
+            seconds.append(time.perf_counter() - start)
+        size = max(file.stat().st_size for file in checkpoints.folder.iterdir())
+    return {"checkpoint_ms": 1000 * statistics.median(seconds), "checkpoint_mb": size / 1e6}
+
+
 def _bare_epoch(training: loop.Training) -> None:
     task, optimizer = training.task, training.optimizer
     task.model.train()
@@ -235,6 +253,7 @@ def measure(flags: Flags) -> dict[str, float]:
     found["decision_steps"] = full.median("decision") / base
     found |= {f"full_{n}_overhead": run_overhead(full, base, n) for n in (1_000, 10_000)}
     found["baseline_epoch_overhead"] = epoch_overhead(flags.epochs)
+    found |= checkpoint_ms()
     found["peak_memory_mb"] = peak_memory_mb()
     if flags.rule_steps:
         found |= {f"{name} (rule)": ratio for name, ratio in rules.measure(flags.rule_steps, BATCH).items()}
@@ -258,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"a look-ahead step takes {found['look_ahead_steps']:.2f} bare steps, a decision {found['decision_steps']:.2f}"
     )
+    print(f"a checkpoint of the full system's run: {found['checkpoint_ms']:.1f} ms, {found['checkpoint_mb']:.1f} MB")
     print(f"peak memory of this process, five models: {found['peak_memory_mb']:.0f} MB")
     if flags.rule_steps:
         print("\nsteps of the plain weighted sum that a step takes, four terms, gradients at the features:")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from adaptive_loss.data.base import (
     Batches,
@@ -176,6 +177,34 @@ def test_a_cut_order_resumes_exactly(cut: int) -> None:
     while len(seen) < len(expected):
         seen.extend(batch.tolist() for batch in second)
     assert seen == expected
+
+
+def loader(batches: Batches, workers: int = 0) -> DataLoader[int]:
+    return DataLoader(range(batches.n), batch_sampler=batches, generator=batches.generator, num_workers=workers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_a_loader_fetched_ahead_are_not_lost(cut: int, workers: int) -> None:
+    whole, first, second = (Batches(12, 4, seeded(seed)) for seed in (3, 3, 99))
+    expected = [batch.tolist() for _ in range(3) for batch in whole.through(loader(whole))]
+    seen: list[list[int]] = []
+    while len(seen) < cut:
+        for batch in first.through(loader(first, workers)):
+            seen.append(batch.tolist())
+            state = first.state_dict()
+            if len(seen) == cut:
+                break
+    second.load_state_dict(state)
+    while len(seen) < len(expected):
+        seen += [batch.tolist() for batch in second.through(loader(second, workers))]
+    assert seen == expected
+
+
+def test_a_loader_that_draws_from_elsewhere_is_refused() -> None:
+    batches = Batches(12, 4, seeded())
+    with pytest.raises(ValueError, match=r"generator=batches\.generator"):
+        next(batches.through(DataLoader(range(12), batch_sampler=batches)))  # type: ignore[arg-type]
 
 
 def test_a_state_at_the_end_of_an_epoch_starts_the_next_one() -> None:

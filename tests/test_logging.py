@@ -81,10 +81,31 @@ class TestMetrics:
             for step in (10, 20, 30):
                 log.epoch({"epoch": step // 10, "step": step})
                 log.event(step, "action", "up")
-        with quiet(tmp_path, purge_step=20) as log:
+                if step == 20:
+                    saved = log.state_dict()
+                    log.event(20, "skip", "a skipped step has the number of the one before")
+        with quiet(tmp_path) as log:
+            log.load_state_dict(saved)
             log.epoch({"epoch": 3, "step": 30})
         assert [row[1] for row in table(tmp_path)[1:]] == ["10", "20", "30"]
         assert [event["step"] for event in events(tmp_path)] == [10, 20]
+
+    def test_a_resume_before_the_first_row_begins_the_metrics_again(self, tmp_path: Path) -> None:
+        with quiet(tmp_path) as log:
+            saved = log.state_dict()
+            log.epoch({"old": 1})
+        with quiet(tmp_path) as log:
+            log.load_state_dict(saved)
+            log.epoch({"new": 2})
+        assert table(tmp_path) == [["new"], ["2"]]
+
+    def test_rows_that_are_lost_are_told(self, tmp_path: Path) -> None:
+        with quiet(tmp_path) as log:
+            log.epoch({"step": 10})
+            saved = log.state_dict()
+        (tmp_path / "metrics.csv").write_text("step\n")
+        with quiet(tmp_path) as log, pytest.raises(RunError, match=r"metrics\.csv is shorter .* --no-resume"):
+            log.load_state_dict(saved)
 
     def test_a_folder_that_cannot_be(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
@@ -128,6 +149,22 @@ class TestTensorBoard:
         curves.Reload()
         assert curves.Tags()["scalars"] == ["weights/kl"]
         assert [event.value for event in curves.Scalars("weights/kl")] == pytest.approx([1, 1 / 2, 1 / 3])
+
+    def test_a_resume_hides_the_curves_that_came_later(self, tmp_path: Path) -> None:
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        with RunLogger(tmp_path) as log:
+            for step in (10, 20, 30):
+                log.scalars(step, {"loss": float(step)})
+                if step == 20:
+                    saved = log.state_dict()
+        with RunLogger(tmp_path) as log:
+            log.load_state_dict(saved)
+            log.scalars(30, {"loss": 31.0})
+        curves = EventAccumulator(str(tmp_path / "tb"))
+        curves.Reload()
+        assert [(event.step, event.value) for event in curves.Scalars("loss")] == [(10, 10), (20, 20), (30, 31)]
 
     def test_without_it_one_line_and_on(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,21 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import math
+import random
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from adaptive_loss import records
+from adaptive_loss.checkpoint import Checkpoints, load_file
 from adaptive_loss.data import digits as digits_module
 from adaptive_loss.data.base import Dataset, Split
-from adaptive_loss.errors import UsageError
+from adaptive_loss.errors import Stopped, UsageError
+from adaptive_loss.events import Event
 from adaptive_loss.modes import modes
 from adaptive_loss.trainer import loop
+from adaptive_loss.trainer.stopping import StopRequest
 from adaptive_loss.utils.config import RunConfig
+from tests.reliability.bits import differences
 
 FILES = {"config.json", "metrics.csv", "events.jsonl", "result.json", "checkpoint.pt", "tb"}
 CONFIG = RunConfig(dataset="digits", epochs=2, batch_size=100, threads=1, precision="fp32", device="cpu")
@@ -60,6 +66,7 @@ def test_folder_and_row(tmp_path: Path) -> None:
     assert 0 <= result["test_accuracy"] <= 1 and result["test_loss"] > 0
     saved = json.loads((folder / "result.json").read_text())
     assert row_of(saved) == row_of(result) and saved["provenance"]
+    assert saved["data"]["sha256"] == digits_module.SHA256 and saved["device"] == "cpu"
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"] and rows[1]["step"] == "20"
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -70,12 +77,111 @@ def test_folder_and_row(tmp_path: Path) -> None:
     assert list((folder / "tb").iterdir())
 
 
+def test_tensorboard_shows_losses_weights_shares_actions_and_skips(tmp_path: Path) -> None:
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loop.run(replace(CONFIG, mode="full"), tmp_path, quiet=True)
+    tags = set(board.EventAccumulator(str(tmp_path / "tb")).Reload().Tags()["scalars"])
+    for group in ("loss", "weight", "share"):
+        assert {f"{group}/cross_entropy", f"{group}/confidence"} <= tags
+    assert {"interventions", "skipped_steps", "select/accuracy"} <= tags
+
+
 def test_what_an_unfinished_run_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch\n99\n")
     (tmp_path / "events.jsonl").write_text("{}\n")
     loop.run(CONFIG, tmp_path, quiet=True)
     assert [row["epoch"] for row in csv.DictReader((tmp_path / "metrics.csv").open())] == ["1", "2"]
     assert "{}" not in (tmp_path / "events.jsonl").read_text().splitlines()
+
+
+def stopped(config: RunConfig, folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until a request to stop comes between step ``step`` and the next."""
+    with monkeypatch.context() as patch:
+        asked = iter([None] * (step - 1) + [Stopped("stopped by a test", 143)])
+        patch.setattr(StopRequest, "asked", lambda self: next(asked))
+        with pytest.raises(Stopped):
+            loop.run(config, folder, quiet=True)
+
+
+def carried(folder: Path) -> dict[str, Any]:
+    """All that the run's last state holds, but for its seconds."""
+    state = load_file(folder / "checkpoint.pt")
+    del state["counters"]["seconds"]
+    return state
+
+
+@pytest.mark.parametrize("task", ["classify", "vae"])
+@pytest.mark.parametrize("step", [3, 10, 17])  # in an epoch, at its edge, and in the next
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
+    task: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, task=task, mode="full")
+    whole = loop.run(config, tmp_path / "whole", quiet=True)
+    stopped(config, tmp_path / "cut", step, monkeypatch)
+    assert not (tmp_path / "cut/result.json").exists()
+    torch.manual_seed(99)  # another process
+    again = loop.run(config, tmp_path / "cut", quiet=True)
+    assert row_of(again) == row_of(whole)
+    assert differences(carried(tmp_path / "cut"), carried(tmp_path / "whole")) == []
+    assert {file.name for file in (tmp_path / "cut").iterdir()} == FILES
+    for name in ("metrics.csv", "events.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    files = accumulator.EventAccumulator(str(folder / "tb"))
+    files.Reload()
+    return {tag: [(event.step, event.value) for event in files.Scalars(tag)] for tag in files.Tags()["scalars"]}
+
+
+def test_saving_changes_nothing_and_seconds_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    often, never = replace(CONFIG, save_every="1"), replace(CONFIG, save_every="1000")
+    loop.run(often, tmp_path / "often", quiet=True)
+    loop.run(never, tmp_path / "never", quiet=True)
+    places = [tmp_path / "often", tmp_path / "never"]
+    one, two = ({name: part for name, part in carried(place).items() if name != "config"} for place in places)
+    assert differences(one, two) == []
+    stopped(CONFIG, tmp_path / "cut", 5, monkeypatch)
+    before = Checkpoints(tmp_path / "cut/checkpoints").load()
+    result = loop.run(CONFIG, tmp_path / "cut", quiet=True)
+    assert before is not None and result["train_seconds"] > before["counters"]["seconds"][0] > 0  # type: ignore[operator]
+
+
+def test_no_resume_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(CONFIG, tmp_path, 5, monkeypatch)
+    steps: list[int] = []
+    monkeypatch.setattr(loop, "_log_step", lambda training, *_: steps.append(training.step))
+    loop.run(replace(CONFIG, resume=False), tmp_path, quiet=True)
+    assert steps == list(range(1, 21))
+
+
+def test_a_preemption_notice_saves_and_leaves(tmp_path: Path) -> None:
+    (tmp_path / "notice").touch()
+    config = replace(CONFIG, preempt_file=tmp_path / "notice")
+    with pytest.raises(Stopped, match="notice is there") as caught:
+        loop.run(config, tmp_path / "run", quiet=True)
+    assert caught.value.code == 143
+    saved = Checkpoints(tmp_path / "run/checkpoints").load()
+    assert saved is not None and saved["counters"]["step"] == 1
+
+
+def test_events_of_an_epoch_s_end_are_in_the_checkpoint_s_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The executor hands them out at the next step, which a resumed run has not taken.
+    kind = type(loop.prepare(CONFIG, data()).executor)
+    inner = kind.end_epoch
+
+    def end_epoch(self: Any, **metrics: float) -> None:
+        inner(self, **metrics)
+        self._emit([Event(self.signals.step, "switch", "at the epoch's end")])
+
+    monkeypatch.setattr(kind, "end_epoch", end_epoch)
+    stopped(CONFIG, tmp_path, 10, monkeypatch)
+    loop.run(CONFIG, tmp_path, quiet=True)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "switch"] == [10, 20]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -90,6 +196,14 @@ def test_same_seed_same_row_and_another_seed_another(mode: str, tmp_path: Path) 
     assert one["test_loss"] != other["test_loss"]
     metrics = (tmp_path / "one/metrics.csv").read_bytes()
     assert metrics == (tmp_path / "two/metrics.csv").read_bytes()
+
+
+def test_every_global_generator_is_seeded() -> None:
+    def drawn() -> list[float]:
+        loop.prepare(CONFIG, data())
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+
+    assert drawn() == drawn()
 
 
 def test_modes_share_initialisation_and_order_and_differ_in_adaptation_alone(tmp_path: Path) -> None:
@@ -134,6 +248,18 @@ def test_base_only_trains_on_the_base_alone_and_base_only_all_on_all_held_in_dat
     assert [w for w in alone.executor.weights.values() if w] == [1.0]
     assert len(alone.task.splits["train"]) == 1000 and len(whole.task.splits["train"]) == 1300
     assert len(whole.batches) == 13
+
+
+def test_what_is_trained_on_is_no_select_split(tmp_path: Path) -> None:
+    whole = loop.run(replace(CONFIG, mode="base_only_all", epochs=1), tmp_path, quiet=True)
+    assert whole["select_accuracy"] is None and not any(name.startswith("select_loss") for name in whole)
+    assert "select" not in (tmp_path / "metrics.csv").read_text()
+
+
+def test_a_run_that_never_stepped_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="every one of its 5 steps was rejected"):
+        loop.run(replace(CONFIG, weights={"cross_entropy": 1e300}, batch_size=200, epochs=1), tmp_path, quiet=True)
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_start_weights_are_honoured_in_every_mode() -> None:

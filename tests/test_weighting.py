@@ -1,6 +1,7 @@
 """Weighting rules: closed forms, golden values, and the suite every rule must pass."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def rule_for(rule: str, weights: dict[str, float]) -> Weighting:
     return kind(len(weights), **extra, **{k: v for need in needs for k, v in given.get(need, {}).items()})
 
 
-def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0) -> LossExecutor:
+def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0, **more: Any) -> LossExecutor:
     """An executor that gives the rule what it needs besides the losses; ``unit`` is that of the last term's loss."""
     made, (first, *_, last) = rule_for(rule, weights), [*weights, *weights]
     needs = made.needs
@@ -33,7 +34,7 @@ def executor_for(rule: str, weights: dict[str, float], unit: float = 1.0) -> Los
         base=first if "base" in needs else None,
         targets={last: 2.0 * unit} if "targets" in needs else None,
         weighting=made,
-        total_steps=4 if "total steps" in needs else None,
+        **{"total_steps": 4 if "total steps" in needs else None, **more},
     )
 
 

@@ -6,15 +6,17 @@ test what is read once at the end. Images stay uint8 until a batch is normalised
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from adaptive_loss.errors import UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,12 +224,13 @@ class Batches:
     """The batches of an epoch as index tensors, in an order drawn anew from its own generator each epoch.
 
     A run that was cut resumes in mid-epoch: the state is the generator as it was when the epoch began and the number
-    of batches handed out since, and the next loop after ``load_state_dict`` finishes that epoch.
+    of batches handed out since, and the next loop after ``load_state_dict`` finishes that epoch. A ``DataLoader`` may
+    take its batches from here and is then looped over with :meth:`through`.
 
     Args:
         n: number of examples.
         batch_size: examples a batch.
-        generator: used by nothing else.
+        generator: used by nothing else but the ``DataLoader`` on top, if there is one.
         drop_last: leave out a last batch that is not full.
 
     Raises:
@@ -246,7 +249,7 @@ class Batches:
         if n < (batch_size if drop_last else 1):
             raise UsageError(f"--batch-size {batch_size} is larger than the {n} training images; use at most {n}")
         self.n, self.batch_size, self.drop_last = n, batch_size, drop_last
-        self._generator = generator
+        self.generator = generator
         self._epoch_start = generator.get_state()
         self._position = 0
         self._resuming = False
@@ -258,13 +261,34 @@ class Batches:
         # A loop left by `break` starts over with a fresh epoch; only a loaded state continues one.
         first = self._position if self._resuming else 0
         self._resuming = False
-        self._epoch_start = self._generator.get_state()
-        order = torch.randperm(self.n, generator=self._generator)
+        self._epoch_start = self.generator.get_state()
+        order = torch.randperm(self.n, generator=self.generator)
         self._position = first
         for batch in range(first, len(self)):
             self._position = batch + 1
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        self._epoch_start, self._position = self._generator.get_state(), 0
+        self._epoch_start, self._position = self.generator.get_state(), 0
+
+    def through(self, loader: Iterable[T]) -> Iterator[T]:
+        """What ``loader`` makes of these batches, each counted when it is handed out here.
+
+        Its workers fetch batches ahead; counted there, those would be lost on a resume. What workers draw themselves
+        is the same again only from an epoch's start, so draw in the loop, or from a seed made of epoch and index.
+
+        Args:
+            loader: ``DataLoader(data, batch_sampler=batches, generator=batches.generator, num_workers=2)``.
+
+        Raises:
+            ValueError: a ``DataLoader`` with another generator, whose draws at its start a resume would not repeat.
+        """
+        if getattr(loader, "generator", self.generator) is not self.generator:
+            raise ValueError("make the DataLoader with generator=batches.generator, so that a resume draws the same")
+        first = self._position if self._resuming else 0
+        start = self.generator.get_state()
+        for position, item in enumerate(loader, first + 1):
+            self._epoch_start, self._position = start, position
+            yield item
+        self._epoch_start, self._position = self.generator.get_state(), 0
 
     def state_dict(self) -> dict[str, Any]:
         """The generator's state at the start of the epoch and the batches handed out since."""
@@ -283,6 +307,6 @@ class Batches:
                 f"not of {self.n} in batches of {self.batch_size}"
             )
         self._epoch_start = torch.as_tensor(state["generator"]).clone()
-        self._generator.set_state(self._epoch_start)
+        self.generator.set_state(self._epoch_start)
         self._position = int(state["position"])
         self._resuming = True

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from adaptive_loss.errors import RunError, UsageError
+from adaptive_loss.errors import RunError, Stopped, UsageError
 from adaptive_loss.locks import RUNNING, run_lock
-from adaptive_loss.records import Row, remove_leftovers
+from adaptive_loss.records import COLUMNS, Row, remove_leftovers
+from adaptive_loss.trainer.stopping import Lead, StopRequest
 from adaptive_loss.utils.config import RunConfig, core_count, differences, from_json
 
 Result = dict[str, Any]
 Run = Callable[..., Result]
 OnRow = Callable[["Spec", Result], None]
 
+CHECKPOINTS = "checkpoints"  # the folder of an unfinished run's last states
+STOPPED = "stopped"  # a worker's word for a run that it has saved because it was asked to; never a row of results
 WORKER_DIED = "the worker process died (killed, or out of memory); try fewer --jobs"
 
 
@@ -46,10 +52,13 @@ def run_all(
 
     Raises:
         UsageError: a folder belongs to another configuration, or a run found its configuration unusable.
+        Stopped: somebody asked for it; the runs that were under way are saved.
     """
     check_folders(specs)
     known = {spec.folder: finished(spec) for spec in specs}
     rows = {folder: row for folder, row in known.items() if row is not None}
+    for folder in rows:
+        _tidy(folder)
 
     def keep(spec: Spec, row: Result) -> None:
         rows[spec.folder] = row
@@ -65,6 +74,16 @@ def run_all(
         for spec in todo:
             keep(spec, one(spec))
     return [rows[spec.folder] for spec in specs]
+
+
+def _tidy(done: Path) -> None:
+    """Remove what a kill between a run's result and its end has left."""
+    if not any((done / name).exists() for name in (RUNNING, CHECKPOINTS)):
+        return
+    from adaptive_loss.checkpoint import Checkpoints
+
+    with run_lock(done):
+        Checkpoints(done / CHECKPOINTS).clear()
 
 
 def worker_count(jobs: int) -> int:
@@ -96,15 +115,26 @@ def stored_config(folder: Path) -> RunConfig | None:
         raise UsageError(
             f"{folder} holds a run whose config.json is missing or damaged; move it or choose another folder"
         )
-    return from_json(values)
+    try:
+        return from_json(values)
+    except UsageError as error:
+        raise UsageError(f"{folder / 'config.json'}: {error}; move that folder or choose another") from None
 
 
 def finished(spec: Spec) -> Result | None:
     """The row of a run that is done, or None; a damaged result counts as not done, so it is done again."""
     row = _read_json(spec.folder / "result.json")
-    if row is None or row.get("status") != "ok" or stored_config(spec.folder) is None:
+    if row is None or not _is_whole(row, spec.config.seed) or stored_config(spec.folder) is None:
         return None
     return {**row, "mode": spec.label}
+
+
+def _is_whole(row: Result, seed: int) -> bool:
+    """Whether a stored result is of a run that finished with ``seed`` and has every cell of a results file."""
+    cells = [row.get(name, "") for name in COLUMNS if name not in ("mode", "status")]
+    return (row.get("status"), row.get("seed")) == ("ok", seed) and not any(
+        isinstance(cell, (str, bool, list, dict)) for cell in cells
+    )
 
 
 def failed_row(spec: Spec, reason: str) -> Result:
@@ -114,12 +144,20 @@ def failed_row(spec: Spec, reason: str) -> Result:
 
 @dataclass(frozen=True)
 class _OneRun:
-    """Does one run and turns what it raises into a row; travels to the worker processes."""
+    """Does one run and turns what it raises into a row; travels to the worker processes.
+
+    Args:
+        run, quiet: as for :func:`run_all`.
+        lead: of the study, in a worker process; there a request to stop is told in place of a row.
+    """
 
     run: Run | None
     quiet: bool
+    lead: Lead | None = None
 
     def __call__(self, spec: Spec) -> Result:
+        if self.lead is not None and self.lead.file.exists():
+            return {"status": STOPPED, "request": ("stopped before it began", 1)}
         spec.folder.mkdir(parents=True, exist_ok=True)
         with run_lock(spec.folder):
             return finished(spec) or self._row(spec)
@@ -133,6 +171,10 @@ class _OneRun:
             return {**row, "mode": spec.label}
         except UsageError:
             raise  # the same for every run, so the study stops and says so
+        except Stopped as request:
+            if self.lead is None:
+                raise
+            return {"status": STOPPED, "request": (str(request), request.code)}
         except Exception as error:
             report.write_text(traceback.format_exc(), encoding="utf-8")
             return failed_row(spec, reason(error))
@@ -145,7 +187,7 @@ class _OneRun:
             return self.run
         from adaptive_loss.trainer import loop
 
-        return loop.run
+        return loop.run if self.lead is None else partial(loop.run, lead=self.lead)
 
 
 def reason(error: BaseException) -> str:
@@ -155,20 +197,41 @@ def reason(error: BaseException) -> str:
 
 
 def _in_processes(todo: Sequence[Spec], workers: int, one: _OneRun, keep: OnRow) -> None:
-    """Do the runs in ``workers`` processes; when one dies, find out which run it was by doing its suspects alone."""
-    left = {spec.folder: spec for spec in todo}
+    """Do the runs in ``workers`` processes, and pass on to all of them a signal, or a request that one has heard."""
+    heard: list[Stopped] = []
+    with tempfile.TemporaryDirectory(prefix="adaptive_loss_") as place:
+        lead = Lead(os.getpid(), Path(place) / "stop")
+
+        def take(spec: Spec, row: Result) -> None:
+            if row["status"] == STOPPED:
+                heard.append(Stopped(*row["request"]))
+                lead.file.touch()
+            else:
+                keep(spec, row)
+
+        with StopRequest(tell=lead.file) as stop:
+            _work_off({spec.folder: spec for spec in todo}, workers, replace(one, lead=lead), take)
+            request = stop.asked() or next(iter(heard), None)
+    if request is not None:
+        raise request
+
+
+def _work_off(left: dict[Path, Spec], workers: int, one: _OneRun, take: OnRow) -> None:
+    """Do all that is ``left``; when a worker dies, find out which run it was at by doing its suspects alone."""
     while left:
         try:
             for spec, row in _pool(list(left.values()), workers, one):
                 del left[spec.folder]
-                keep(spec, row)
+                take(spec, row)
         except BrokenProcessPool:
+            if one.lead is not None and one.lead.file.exists():
+                return  # a signal to all processes at once, which one of them was not ready for
             suspects = [spec for spec in left.values() if (spec.folder / RUNNING).exists()]
             if not suspects:
                 raise RunError("the worker processes die before they begin a run; try --jobs 1") from None
             for spec in suspects:
                 del left[spec.folder]
-                keep(spec, _alone(spec, one))
+                take(spec, _alone(spec, one))
 
 
 def _alone(spec: Spec, one: _OneRun) -> Result:
@@ -191,7 +254,10 @@ def _pool(specs: Sequence[Spec], workers: int, one: _OneRun) -> Iterator[tuple[S
 
 
 def _with_spec(one: _OneRun, spec: Spec) -> tuple[Spec, Result]:
-    return spec, one(spec)
+    row = one(spec)
+    if one.lead is not None and one.lead.is_gone:
+        os._exit(1)  # nobody is left to take the row, and the pool's worker would wait minutes for more to do
+    return spec, row
 
 
 def _read_json(path: Path) -> Result | None:

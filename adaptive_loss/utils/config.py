@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 from adaptive_loss.errors import UsageError
 
-# Where the data lies and what computes it do not change what a run is, so they may differ when it is resumed.
-NOT_IDENTITY = ("data_dir", "device", "threads")
+# Where the data lies, what computes and how a run is kept do not change what it is, so they may differ on resume.
+NOT_IDENTITY = ("data_dir", "device", "threads", "save_every", "resume", "preempt_file")
 # Fields that name a plug-in; written with hyphens they mean the same, so they are the same run.
 NAMES = ("task", "dataset", "model", "objective", "weighting", "mode")
+LARGEST_SEED = 2**64 - 1  # what torch's generators take
+MOST_THREADS = 1024  # far more bring down the process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,12 @@ class Settings:
     """Arithmetic: auto takes bf16 where the processor has it."""
     threads: int = 1
     """CPU threads a run; 0 is one a core."""
+    save_every: str = "30s"
+    """How often an unfinished run is saved: steps (200) or seconds (30s)."""
+    resume: bool = True
+    """Go on where an unfinished run was saved; --no-resume begins it anew."""
+    preempt_file: Path | None = None
+    """When this file appears, every run saves and the command ends with code 143."""
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -85,9 +93,10 @@ def validate(config: RunConfig) -> None:
     _check_positive("lr", config.lr, "a finite number above 0, such as 1e-3")
     if config.subset is not None:
         _check_positive("subset", config.subset, "a whole number of at least 1")
-    for name in ("threads", "seed", "data_seed"):
-        if getattr(config, name) < 0:
-            raise UsageError(f"--{_flag(name)} is {getattr(config, name)}; give 0 or more")
+    for name, most in (("threads", MOST_THREADS), ("seed", LARGEST_SEED), ("data_seed", LARGEST_SEED)):
+        if not 0 <= getattr(config, name) <= most:
+            raise UsageError(f"--{_flag(name)} is {getattr(config, name)}; give 0 to {most}")
+    save_interval(config.save_every)
     _check_weights(config.weights)
     _check_names(config)
 
@@ -105,6 +114,26 @@ def start_weights(config: RunConfig, terms: Sequence[str]) -> dict[str, float]:
     if not any(weights.values()):
         raise UsageError("--weights leaves every term at 0; give at least one term a weight above 0")
     return weights
+
+
+def save_interval(text: str) -> tuple[float, str]:
+    """What ``--save-every`` asks for, as a number and ``"steps"`` or ``"seconds"``.
+
+    Raises:
+        UsageError: it is neither a whole number of steps nor a number of seconds, or not above 0.
+
+    Example:
+        >>> save_interval("200"), save_interval("0.5s")
+        ((200.0, 'steps'), (0.5, 'seconds'))
+    """
+    unit = "seconds" if text.endswith("s") else "steps"
+    try:
+        value = float(text.removesuffix("s")) if unit == "seconds" else float(int(text))
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"--save-every is {text!r}; give a number of steps such as 200, or seconds such as 30s")
+    return value, unit
 
 
 def resolve_device(device: str) -> str:
@@ -136,8 +165,13 @@ def from_json(values: Mapping[str, Any]) -> RunConfig:
     if unknown:
         raise UsageError(f"unknown configuration field {unknown[0]!r}; the fields are: {', '.join(sorted(known))}")
     try:
-        data_dir, weights = Path(values.get("data_dir", RunConfig.data_dir)), dict(values.get("weights", {}))
-        return RunConfig(**{**values, "data_dir": data_dir, "weights": weights})
+        notice = values.get("preempt_file")
+        typed = {
+            "data_dir": Path(values.get("data_dir", RunConfig.data_dir)),
+            "preempt_file": None if notice is None else Path(notice),
+            "weights": dict(values.get("weights", {})),
+        }
+        return RunConfig(**{**values, **typed})
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"a stored configuration is damaged: {error}") from None
 
@@ -170,11 +204,6 @@ def _check_names(config: RunConfig) -> None:
     from adaptive_loss.tasks import tasks
     from adaptive_loss.weighting import weightings
 
-    choices = (
-        (tasks, config.task),
-        (datasets, config.dataset),
-        (modes, config.mode),
-        (weightings, config.weighting),
-    )
-    for registry, name in choices:
-        registry.resolve(name)
+    choices = {"task": tasks, "dataset": datasets, "mode": modes, "weighting": weightings}
+    for name, registry in choices.items():
+        registry.resolve(getattr(config, name), flag=f"--{name}")

@@ -7,8 +7,8 @@ The CSV and the JSON lines are the truth; the TensorBoard files are a view of ``
 from __future__ import annotations
 
 import csv
-import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +35,6 @@ class RunLogger:
         folder: made if it is not there.
         columns: the columns of ``metrics.csv``; without them the first row's keys.
         tensorboard: also write TensorBoard files. If TensorBoard is not installed, one line says how to get it.
-        purge_step: on resume, the last step that counts: later rows, events and curves are dropped.
 
     Raises:
         RunError: the folder cannot be written.
@@ -56,18 +55,18 @@ class RunLogger:
         *,
         columns: Sequence[str] | None = None,
         tensorboard: bool = True,
-        purge_step: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._tensorboard = tensorboard
-        self._purge_step = purge_step
+        self._last_curve = -1
+        self._synced: dict[str, int] = {}
+        self._purge_step: int | None = None
         self._writer: Any = None
-        self._columns: list[str] | None = None
         try:
             (self.folder / SCALARS).parent.mkdir(parents=True, exist_ok=True)
-            self._columns = self._continue_metrics()
-            for name in ("events.jsonl", SCALARS):
-                self._continue_lines(self.folder / name)
+            for name in ("metrics.csv", "events.jsonl", SCALARS):
+                _cut_torn_line(self.folder / name)
+            self._columns = self._header()
             # unbuffered: a line is on disk or refused, and nothing is left over to fail again at close
             self._metrics = open(self.folder / "metrics.csv", "ab", buffering=0)  # noqa: SIM115
             self._events = open(self.folder / "events.jsonl", "ab", buffering=0)  # noqa: SIM115
@@ -102,9 +101,35 @@ class RunLogger:
         if self._writer is None and self._tensorboard:
             self._writer = self._open_tensorboard()
             self._tensorboard = self._writer is not None
+        self._last_curve = step
         if self._writer is not None:
             for tag, value in finite.items():
                 self._writer.add_scalar(tag, value, step)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far each file has come, all of it forced to disk: a run that goes on from here drops what came later."""
+        if self._writer is not None:
+            self._writer.flush()
+        sizes = {name: os.fstat(file.fileno()).st_size for name, file in self._files()}
+        for name, file in self._files():
+            if sizes[name] != self._synced.get(name):  # forcing costs milliseconds, and most steps write no row
+                _force(file)
+        self._synced = sizes
+        return {**sizes, "last_curve": self._last_curve}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Cut the files back to where :meth:`state_dict` found them; TensorBoard is told to hide later curves.
+
+        Raises:
+            RunError: a file has lost what it held then.
+        """
+        for name, file in self._files():
+            if os.fstat(file.fileno()).st_size < state[name]:
+                raise RunError(f"{file.name} is shorter than when the run was saved; begin anew with --no-resume")
+            file.truncate(state[name])
+        self._columns = self._header()
+        self._last_curve = state["last_curve"]
+        self._purge_step = self._last_curve + 1
 
     def close(self) -> None:
         """Flush and close every file; a second call does nothing."""
@@ -124,6 +149,9 @@ class RunLogger:
     ) -> None:
         self.close()
 
+    def _files(self) -> list[tuple[str, FileIO]]:
+        return [("metrics", self._metrics), ("events", self._events), ("scalars", self._scalars)]
+
     def _start(self, columns: Sequence[str]) -> list[str]:
         self._columns = [csv_cell(name) for name in columns]
         self._append(self._metrics, csv_line(columns))
@@ -138,23 +166,12 @@ class RunLogger:
         if not whole:
             raise RunError(f"{file.name}: only part of a line could be written; check the disk's space")
 
-    def _continue_metrics(self) -> list[str] | None:
+    def _header(self) -> list[str] | None:
         path = self.folder / "metrics.csv"
-        lines = _whole_lines(path)
-        if not lines:
+        if not path.exists():
             return None
-        columns = next(csv.reader(lines[:1]))
-        last = self._purge_step
-        if last is not None and "step" in columns:
-            place = columns.index("step")
-            lines[1:] = [line for line in lines[1:] if int(next(csv.reader([line]))[place] or 0) <= last]
-            write_atomic(path, "".join(lines))
-        return columns
-
-    def _continue_lines(self, path: Path) -> None:
-        lines = _whole_lines(path)
-        if lines and self._purge_step is not None:
-            write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= self._purge_step))
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), None)
 
     def _open_tensorboard(self) -> Any:
         try:
@@ -162,19 +179,22 @@ class RunLogger:
         except ImportError:
             print("no TensorBoard curves; to have them: pip install tensorboard", file=sys.stderr)
             return None
-        purge = None if self._purge_step is None else self._purge_step + 1
-        return SummaryWriter(str(self.folder / "tb"), purge_step=purge)
+        return SummaryWriter(str(self.folder / "tb"), purge_step=self._purge_step)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of ``path``; a last line torn by a kill is cut off the file first."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
+def _force(file: FileIO) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{file.name}: cannot be written ({error.strerror}); check the disk's space") from error
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill has torn."""
+    content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         write_atomic(path, whole)
-    return whole.decode("utf-8").splitlines(keepends=True)
 
 
 class Progress(Protocol):

@@ -12,8 +12,9 @@ class Timer:
     """Adds up the wall-clock seconds spent inside its ``with`` blocks.
 
     Attributes:
-        seconds: the total so far, running block included.
+        seconds: the total so far, running block included, on top of ``before``.
         count: how many blocks were entered.
+        before: seconds that an earlier process spent, where a run goes on.
 
     Example:
         >>> timer = Timer()
@@ -26,12 +27,16 @@ class Timer:
 
     def __init__(self) -> None:
         self.count = 0
+        self.before = 0.0
         self._total = 0.0
         self._since: float | None = None
 
     @property
     def seconds(self) -> float:
         """Total seconds so far."""
+        return self.before + self._here()
+
+    def _here(self) -> float:
         return self._total + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def __enter__(self) -> Timer:
@@ -44,7 +49,7 @@ class Timer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._total, self._since = self.seconds, None
+        self._total, self._since = self._here(), None
 
 
 def peak_memory_mb() -> float:

@@ -165,7 +165,9 @@ READERS: dict[str, Reader] = {
     SCALARS: lambda folder: list(read_scalars(folder / SCALARS)),
     "metrics.csv": lambda folder: curves(folder, "loss"),
     "events.jsonl": intervention_steps,
-    "flags.json": lambda folder: expand_config(["--config", str(folder / "flags.json")]),
+    "flags.json": lambda folder: expand_config(
+        ["--config", str(folder / "flags.json")], ("weighting", "seeds", "weights")
+    ),
     "run/config.json": lambda folder: _run(folder / "run", "result.json"),
     "run/result.json": lambda folder: _run(folder / "run", "config.json"),
 }

@@ -58,16 +58,23 @@ def _values(dice: random.Random) -> dict[str, float]:
 
 def _whole(run: Path, dice: random.Random, steps: int) -> None:
     with RunLogger(run) as log:
-        for step in range(10, 10 * steps, 10):
-            log.scalars(step, _values(dice))
+        _log(log, dice, range(10, 10 * steps, 10))
+
+
+def _log(log: RunLogger, dice: random.Random, steps: range) -> None:
+    for step in steps:
+        log.scalars(step, _values(dice))
 
 
 def _resumed(run: Path, dice: random.Random) -> None:
     """A run whose steps after the checkpoint at 300 are lost and done again."""
-    _whole(run, dice, 50)
-    with RunLogger(run, purge_step=300) as log:
-        for step in range(310, 600, 10):
-            log.scalars(step, _values(dice))
+    with RunLogger(run) as log:
+        _log(log, dice, range(10, 310, 10))
+        saved = log.state_dict()
+        _log(log, dice, range(310, 500, 10))
+    with RunLogger(run) as log:
+        log.load_state_dict(saved)
+        _log(log, dice, range(310, 600, 10))
 
 
 def _spoil(folder: Path, dice: random.Random) -> None:
