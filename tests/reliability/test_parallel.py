@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from adaptive_loss import LossExecutor, parallel
-from adaptive_loss.weighting import weightings
-from tests.reliability.parallel import SWITCHES, apart
+from adaptive_loss.weighting import TORCHJD, weightings
+from tests.reliability.parallel import SWITCHES, apart, gradient_rules
 from tests.reliability.parallel_faults import KINDS, wrong
 from tests.reliability.parallel_jobs import WEIGHTS
 from tests.reliability.ranks import ROOT, Hang, launch
@@ -48,8 +48,10 @@ def test_every_rule_finds_what_one_process_finds() -> None:
     assert all(told["applied"] == 6 for told in found[0].values())
 
 
-def test_under_fully_shard_every_rule_does_too_but_at_parameters() -> None:
-    cases = [*((name, "features") for name in [*weightings.names(), *SWITCHES]), ("gradnorm", "parameter")]
+def test_under_fully_shard_they_do_too_but_at_parameters() -> None:
+    ours = [name for name in gradient_rules() if name not in TORCHJD]
+    cases = [(name, "features") for name in [*ours, "dwa", "uncertainty", "imtl_l", "edm2_uncertainty"]]
+    cases.append(("gradnorm", "parameter"))
     found = launch("tests.reliability.parallel_jobs:rules", 2, LIMIT, cases=cases, steps=5, wrap="fsdp")
     refused = [told.pop("gradnorm at parameter")["refused"] for told in found]
     assert refused == 2 * [
