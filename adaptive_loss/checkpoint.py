@@ -199,7 +199,7 @@ class Checkpoints:
         file = self.folder / f"{name}.json"
         try:
             return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RunError(f"{file} is damaged ({_one_line(error)})") from error
 
     def _drop_all_but(self, names: Collection[str]) -> None:

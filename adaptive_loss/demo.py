@@ -15,6 +15,7 @@ from adaptive_loss.records import json_dump, provenance, write_atomic
 from adaptive_loss.trainer.progress import Progress
 from adaptive_loss.trainer.simple_ablation_analysis import bca_interval
 from adaptive_loss.trainer.studies import Result, Spec, run_all
+from adaptive_loss.trainer.study import check_seeds, report_failures
 from adaptive_loss.utils.commands import command, command_line, parse
 from adaptive_loss.utils.config import RunConfig
 
@@ -64,6 +65,7 @@ SCENES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     flags = parse(Flags, argv, PROG, "Train fixed against adaptive weights on embedded data, and draw what happened.")
+    check_seeds(flags.seeds)
     started = time.perf_counter()
     specs = {
         (scene, arm, seed): _spec(flags, scene, arm, seed) for scene in SCENES for arm in ARMS for seed in flags.seeds
@@ -72,21 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = run_all(list(specs.values()), flags.jobs, quiet=True, on_row=progress.done)
     results = dict(zip(specs, rows, strict=True))
     verdict = [_verdict(scene, name, results, flags.seeds) for scene in SCENES for name in SCENES[scene].metrics]
-    picture = _draw(flags.output_dir, specs, flags.seeds[0])
+    picture = _draw(flags.output_dir, specs, results, flags.seeds[0])
     document = {"verdict": verdict, "provenance": provenance(command_line(PROG, argv))}
     write_atomic(flags.output_dir / "verdict.json", json_dump(document))
     if flags.json:
         print(json_dump(document).rstrip())
     else:
         print(_table(verdict, flags))
-        print(f"weights over time: {picture}\nin {time.perf_counter() - started:.0f} s; everything: {flags.output_dir}")
-    return 0 if all(row["status"] == "ok" for row in rows) else 1
+        print(f"weights over time: {picture or 'no run to draw'}")
+        print(f"in {time.perf_counter() - started:.0f} s; everything: {flags.output_dir}")
+    report_failures(rows)
+    return 0
 
 
 def _spec(flags: Flags, scene: str, arm: str, seed: int) -> Spec:
     config = SCENES[scene].config
     run = RunConfig(**{**vars(config), "mode": ARMS[arm], "seed": seed})
-    return Spec(f"{scene} {arm}", run, flags.output_dir / scene / arm / f"seed_{seed}")
+    return Spec(f"{scene}/{arm}", run, flags.output_dir / scene / arm / f"seed_{seed}")
 
 
 def _verdict(
@@ -128,10 +132,19 @@ def _numbers(entry: Mapping[str, Any]) -> str:
     return f"{entry['fixed']:>9.3f}{entry['adaptive']:>10.3f}{entry['difference']:>+12.3f}  {interval}"
 
 
-def _draw(folder: Path, specs: Mapping[tuple[str, str, int], Spec], seed: int) -> Path:
+def _draw(
+    folder: Path,
+    specs: Mapping[tuple[str, str, int], Spec],
+    results: Mapping[tuple[str, str, int], Result],
+    seed: int,
+) -> Path | None:
+    """The picture of the adaptive runs with ``seed`` that finished; None where none has."""
     from adaptive_loss.report.pictures import weights_picture
 
-    curves = {SCENES[scene].title: _weights(specs[scene, "adaptive", seed].folder) for scene in SCENES}
+    drawn = [scene for scene in SCENES if results[scene, "adaptive", seed]["status"] == "ok"]
+    curves = {SCENES[scene].title: _weights(specs[scene, "adaptive", seed].folder) for scene in drawn}
+    if not curves:
+        return None
     picture = folder / "weights.png"
     weights_picture(curves, picture, title="Loss weights, adapted while training (fixed weights would be flat lines)")
     return picture

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from adaptive_loss.gradients import dense_values, leaves, term_gradients, total_norm
 from adaptive_loss.guards import largest_norm
+from adaptive_loss.parallel import Group, greatest, mean, share_overflow, worst_norm
 from adaptive_loss.step_record import Rejection, Window
 
 _ROOM = 10
@@ -29,22 +30,30 @@ class GradientGate:
         optimizer: holds the gradients of ``backward()``.
         scaler: the GradScaler that scaled the loss, or None.
         clip_norm: greatest norm that reaches the optimizer, or None.
+        group: the ranks that train together, all of which hold back what one must.
 
     Attributes:
-        norm: Euclidean norm before clipping, taken at least in float32.
+        norm: Euclidean norm before clipping, taken at least in float32, the greatest over ranks.
         clipped: whether the gradients were scaled down.
         limit: greatest norm that the optimizer may see.
         fault: why it must not see them, or None.
     """
 
-    def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, clip_norm: float | None) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        clip_norm: float | None,
+        group: Group = None,
+    ) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         scales = scaler is not None and scaler.is_enabled() and bool(gradients)
         self.optimizer, self.scaler = optimizer, scaler if scales else None
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
+            share_overflow(self.scaler, optimizer, group)
         dense = dense_values(gradients)
-        self.norm = largest_norm(dense, total_norm(dense))
+        self.norm = worst_norm(largest_norm(dense, total_norm(dense)), group)
         self.clipped = _clip(gradients, self.norm, clip_norm)
         self.limit = greatest_norm(gradients)
         self.fault = None if self.clipped else _fault(self.norm, self.limit)
@@ -94,24 +103,29 @@ class GradientGate:
 
 
 def greatest_norm(gradients: Sequence[Tensor]) -> float:
-    """The greatest gradient norm whose square an optimizer's second moment can hold, 1.8e16 in float32."""
+    """The greatest gradient norm whose square an optimizer's second moment can hold, 1.8e18 in float32."""
     limits = [torch.finfo(torch.promote_types(kind, torch.float32)).max for kind in {g.dtype for g in gradients}]
     return math.sqrt(min(limits, default=math.inf)) / _ROOM
 
 
-def note_norms(window: Window, losses: Sequence[Tensor | None], weights: Tensor) -> None:
+def note_norms(window: Window, losses: Sequence[Tensor | None], weights: Tensor, group: Group = None) -> None:
     """Measure the terms' own gradients, so that one that is bad has a name, where they are few and the graph allows it.
 
     Args:
         window: where the greatest of its batches is noted.
         losses, weights: as for :func:`weighted_norms`.
+        group: the ranks that train together; the greatest over them counts.
     """
     if len(losses) > _FEW:
         return
     try:
         norms = weighted_norms(losses, weights)
     except RuntimeError:  # a compiled graph, or one whose second backward is refused
+        norms = None
+    # One that is lost on some rank is lost on all.
+    if mean(float(norms is None), group) or norms is None:
         return
+    norms = greatest(norms, group)
     window.norms = norms if window.norms is None else torch.maximum(window.norms, norms)
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from adaptive_loss.parallel import Group, is_split, is_whole, mean_gradients, size_of, summed
+
 Gradient = Sequence[Tensor | None]
 """One tensor a parameter; None where the parameter does not take part."""
 
@@ -41,6 +43,13 @@ def term_gradients(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> li
     """One vector–Jacobian product a loss on the live graph, which is kept for the user's own backward."""
     found = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
     return [[part.to_dense() if part is not None and part.is_sparse else part for part in parts] for parts in found]
+
+
+def gradients_where_there(losses: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Gradient]:
+    """One gradient a loss, all None where the loss is."""
+    nothing: Gradient = [None] * len(parameters)
+    found = iter(term_gradients([loss for loss in losses if loss is not None], parameters))
+    return [nothing if loss is None else next(found) for loss in losses]
 
 
 def preconditioner(optimizer: Optimizer | None, parameters: Sequence[Tensor]) -> list[Tensor | float]:
@@ -119,12 +128,15 @@ class TermGradients:
 
     A tap is the output tensor, shared features or some parameters; at features the products cost one pass through the
     heads a term and keep K tensors of the features' size. Products are taken in float32 (float64 where the gradients
-    are); ``.grad`` is never written.
+    are); ``.grad`` is never written. Between ranks they are the gradients of the terms' means over all ranks: at
+    parameters the means of the ranks' gradients, at other tensors, of which each rank has its part of the batch, what
+    one process would find at all parts together.
 
     Args:
         losses: K live terms, None where absent or off.
         scale: [K] factor of each term.
         at: the tensors to differentiate with respect to.
+        group: the ranks that train together.
 
     Example:
         >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
@@ -133,21 +145,23 @@ class TermGradients:
         ([5.0, 2.8284271247461903], 14.0)
     """
 
-    def __init__(self, losses: Sequence[Tensor | None], scale: Tensor, at: Sequence[Tensor]) -> None:
-        self.losses, self.scale, self.at = losses, scale, at
+    def __init__(
+        self, losses: Sequence[Tensor | None], scale: Tensor, at: Sequence[Tensor], group: Group = None
+    ) -> None:
+        self.losses, self.scale, self.at, self.group = losses, scale, at, group
+        self.shares = [1 / size_of(group) if is_whole(tensor) else 1.0 for tensor in at]
+        """The part of each tensor that this rank answers for, so that sums over ranks count every entry once."""
 
     @cached_property
     def raw(self) -> list[Gradient]:
         """One gradient a term over the tap's tensors, unscaled; all None where the term is absent."""
-        nothing: Gradient = [None] * len(self.at)
-        live = [loss for loss in self.losses if loss is not None]
-        found = iter(term_gradients(live, self.at))
-        return [nothing if loss is None else next(found) for loss in self.losses]
+        own = gradients_where_there(self.losses, self.at)
+        return mean_gradients(own, self.at, [is_whole(tensor) for tensor in self.at], self.group)
 
     @cached_property
     def gramian(self) -> Tensor:
         """[K, K] ⟨sᵢgᵢ, sⱼgⱼ⟩, float64 on the CPU, 0 where a term is absent; one transfer to the host."""
-        return gramian(self.raw, [1.0] * len(self.at)) * self.scale * self.scale[:, None]
+        return summed(gramian(self.raw, self.shares), self.group) * self.scale * self.scale[:, None]
 
     @cached_property
     def norms(self) -> Tensor:
@@ -223,7 +237,16 @@ def dense_values(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> float:
-    """Euclidean norm of all gradients together, 0 for none, taken at least in float32; one transfer to the host."""
+    """Euclidean norm of all gradients together, 0 for none, taken at least in float32; one transfer to the host.
+
+    Of gradients that ``fully_shard`` has split it is the norm of the whole.
+    """
+    split = [gradient for gradient in gradients if is_split(gradient)]
+    whole = [gradient for gradient in gradients if not is_split(gradient)]
+    return math.hypot(_norm(whole), _norm(split)) if split else _norm(whole)
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
     return float(torch.nn.utils.get_total_norm([_at_least_float32(g) for g in gradients])) if gradients else 0.0
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaptive_loss.gradients import Gradient, LookAhead, leaves, term_gradients
-from adaptive_loss.lookahead import GraphLost, Probe, check_objective, measure, probe_value
+from adaptive_loss.lookahead import Probe, check_objective, kept_graph, measure, probe_value
+from adaptive_loss.parallel import Group
 
 MeasureLater = Callable[[Sequence[Tensor], Optimizer], LookAhead | None]
 """The parameters the optimizer moves, and the optimizer → what the look-ahead found."""
@@ -51,7 +52,12 @@ class Objective:
 
 
 def measure_later(
-    losses: Sequence[Tensor | None], weights: Tensor, probe: Probe, tap: Sequence[Tensor] | None, base: int | None
+    losses: Sequence[Tensor | None],
+    weights: Tensor,
+    probe: Probe,
+    tap: Sequence[Tensor] | None,
+    base: int | None,
+    group: Group = None,
 ) -> MeasureLater:
     """Take this step's gradients while its graph lives; the function returned measures once the optimizer is known.
 
@@ -59,7 +65,7 @@ def measure_later(
     the result is what :func:`~adaptive_loss.lookahead.measure` would have found at once.
 
     Args:
-        losses, weights, probe, base: as for ``measure``.
+        losses, weights, probe, base, group: as for ``measure``.
         tap: tensors to take gradients at; None for all the optimizer moves.
 
     Raises:
@@ -70,18 +76,14 @@ def measure_later(
         objective = check_objective(probe())
     roots = [*there, objective]
     points = list(tap or dict.fromkeys(leaf for root in roots for leaf in leaves(root)))
-    try:
-        expanded = [
-            _first_order(root, points, gradient)
-            for root, gradient in zip(roots, term_gradients(roots, points), strict=True)
-        ]
-    except RuntimeError as error:
-        raise GraphLost(str(error)) from error
+    with kept_graph(group):
+        gradients = term_gradients(roots, points)
+    expanded = [_first_order(root, points, gradient) for root, gradient in zip(roots, gradients, strict=True)]
     rest = iter(expanded)
     live = [None if loss is None else next(rest) for loss in losses]
 
     def finish(parameters: Sequence[Tensor], optimizer: Optimizer) -> LookAhead | None:
-        return measure(live, weights, lambda: expanded[-1], tap or parameters, optimizer, base)
+        return measure(live, weights, lambda: expanded[-1], tap or parameters, optimizer, base, group)
 
     return finish
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adaptive_loss.gradients import LookAhead, gramian, look_ahead, preconditioner, term_gradients
+from adaptive_loss.gradients import (
+    Gradient,
+    LookAhead,
+    gradients_where_there,
+    gramian,
+    look_ahead,
+    preconditioner,
+    term_gradients,
+)
+from adaptive_loss.parallel import Group, is_split, mean, mean_gradients, size_of, summed
 
 Probe = Callable[[], Tensor]
 """The objective on held-out data, as a differentiable scalar; it draws from its own generator."""
@@ -66,10 +76,12 @@ def measure(
     parameters: Sequence[Tensor],
     optimizer: Optimizer | None,
     base: int | None,
+    group: Group = None,
 ) -> LookAhead | None:
     """Look ahead on this step's live graph; None where the probe's value or a gradient is not finite.
 
-    The global random generators are left as they were, so a run with a probe draws what it would draw without.
+    The global random generators are left as they were, so a run with a probe draws what it would draw without. Between
+    ranks, losses, objective and gradients are means over all of them.
 
     Args:
         losses: K live terms, None where absent or off.
@@ -78,26 +90,46 @@ def measure(
         parameters: the tensors that the optimizer moves.
         optimizer: where the metric comes from; None for the plain one.
         base: index of the base term, or None.
+        group: the ranks that train together.
 
     Raises:
         ValueError: the probe did not return a scalar with a gradient.
-        GraphLost: the graph of this step cannot be differentiated twice.
+        GraphLost: the graph of this step cannot be differentiated twice, or ``fully_shard`` has split the parameters.
     """
-    live = {i: loss for i, loss in enumerate(losses) if loss is not None}
-    there = list(live)
-    try:
-        gradients = term_gradients(list(live.values()), parameters)
-    except RuntimeError as error:
-        raise GraphLost(str(error)) from error
+    if any(is_split(parameter) for parameter in parameters):
+        raise GraphLost("fully_shard has split the parameters")
+    with kept_graph(group):
+        gradients = gradients_where_there(losses, parameters)
+    present = torch.tensor([loss is not None for loss in losses], dtype=torch.float64)
+    there = summed(present, group).nonzero().flatten().tolist()
     objective, probe_gradient = _probe_gradient(probe, parameters)
-    metric = preconditioner(optimizer, parameters)
-    products = gramian([*gradients, probe_gradient], metric)
+    objective = mean(objective, group)
+    rows = [*(gradients[i] for i in there), probe_gradient]
+    rows = mean_gradients(rows, parameters, [True] * len(parameters), group)
+    # Every rank has all rows; the mean over ranks is there for the last bit alone, which may differ between machines.
+    products = summed(gramian(rows, preconditioner(optimizer, parameters)), group) / size_of(group)
     scale = torch.cat([weights[there], torch.ones(1, dtype=torch.float64)])
     products = products * scale * scale[:, None]
     if not (torch.isfinite(products).all() and math.isfinite(objective)):
         return None
     found = look_ahead(products, None if base is None or base not in there else there.index(base), objective)
     return _spread(found, there, len(losses))
+
+
+@contextmanager
+def kept_graph(group: Group) -> Iterator[None]:
+    """Differentiate in here: what PyTorch refuses, on whatever rank, loses the graph on all of them.
+
+    Raises:
+        GraphLost: on every rank.
+    """
+    refused: RuntimeError | None = None
+    try:
+        yield
+    except RuntimeError as error:
+        refused = error
+    if mean(float(refused is not None), group):
+        raise GraphLost(str(refused or "it was refused on another rank")) from refused
 
 
 def probe_value(probe: Probe) -> float:
@@ -113,7 +145,7 @@ def check_objective(objective: Tensor) -> Tensor:
     return objective
 
 
-def _probe_gradient(probe: Probe, parameters: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None]]:
+def _probe_gradient(probe: Probe, parameters: Sequence[Tensor]) -> tuple[float, Gradient]:
     with torch.random.fork_rng(), torch.enable_grad():
         objective = check_objective(probe())
         return float(objective.detach()), term_gradients([objective], parameters)[0]

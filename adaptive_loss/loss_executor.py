@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaptive_loss import parallel as ranks
 from adaptive_loss.buckets import Buckets
 from adaptive_loss.diagnosis import diagnosis
 from adaptive_loss.errors import UsageError
@@ -36,9 +37,13 @@ from adaptive_loss.weigher import Weigher
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import NEEDS, PATIENCE, Context, Weighting
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _KEPT_EVENTS = 10_000
 _NO_LOSS = "no loss was given since the last step"
 _OVERFLOW = Rejection("mixed-precision overflow", None, "overflow")
+_ELSEWHERE = Rejection("another rank rejected the step", None, "weight")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -69,6 +74,8 @@ class LossExecutor(nn.Module):
         schedule: when to look ahead.
         reductions: name → how that term's loss was reduced; the term then counts in nats per example, so that its
             weight means the same at every image and batch size.
+        parallel: which ranks find the weights together where torch.distributed runs: True for all, a process group for
+            its own, False for none but this one.
 
     Raises:
         ValueError, KeyError, TypeError: what the user got wrong, with the term and the fix.
@@ -101,6 +108,7 @@ class LossExecutor(nn.Module):
         seed: int = 0,
         schedule: Schedule = Schedule(),
         reductions: Mapping[str, Reduction] | None = None,
+        parallel: bool | ProcessGroup = True,
     ) -> None:
         super().__init__()
         if total_steps is not None and not total_steps >= 1:
@@ -113,7 +121,7 @@ class LossExecutor(nn.Module):
         self.modulators = ((SetPoint(REACH),) if holds else ()) + tuple(modulators)
         self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
-        self.schedule = schedule
+        self.schedule, self.parallel = schedule, ranks.checked(parallel)
         for modulator in self.modulators:
             modulator.bind(self.terms, total_steps, seed)
         self.signals = Signals(n_terms, total_steps)
@@ -152,11 +160,12 @@ class LossExecutor(nn.Module):
         seed: int = 0,
         policy: str | Path | None = None,
         reductions: Mapping[str, Reduction] | None = None,
+        parallel: bool | ProcessGroup = True,
     ) -> LossExecutor:
         """The whole system in one call: executor, controller, and the monitor as far as its evidence allows.
 
         Args:
-            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions: as for the class.
+            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions, parallel: as for the class.
             guards: what is checked and bounded.
             policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
         """
@@ -176,6 +185,7 @@ class LossExecutor(nn.Module):
             apply=apply,
             seed=seed,
             reductions=reductions,
+            parallel=parallel,
         )
 
     @property
@@ -219,6 +229,9 @@ class LossExecutor(nn.Module):
         batch = self.terms.read(losses)
         if not torch.is_grad_enabled():
             return batch.total(self._weights if self.applies else self._start, self._active)
+        group = self._group
+        if group is not None:
+            batch = batch.with_all_ranks(*ranks.mean_where(batch.values, batch.present, group))
         window = self._window = self._window or Window.opened(self._weights)
         given, batch = batch, self._gate.sift(batch, window)
         if self._optimizer is None:
@@ -229,7 +242,7 @@ class LossExecutor(nn.Module):
             first=window.weights is None,
         )
         self._check_needs(context)
-        weights = self._gate.examine(batch) or self._weigher.weigh(batch, context, window)
+        weights = self._agreed(self._gate.examine(batch) or self._weigher.weigh(batch, context, window))
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
             return given.stand_in() if self.applies else given.total(self._start, self._active)
@@ -237,7 +250,7 @@ class LossExecutor(nn.Module):
         total = self._total(batch, weights, context)
         window.add(batch, self._active)
         if self._gate.doubts_gradient:
-            note_norms(window, batch.live(self._active), self._weights)
+            note_norms(window, batch.live(self._active), self._weights, group)
         if window.batches == 1:
             self._look(window, batch, total, tap)
         return total
@@ -255,7 +268,7 @@ class LossExecutor(nn.Module):
         if window.rejection is not None and self.applies:
             return self._skip(window, window.rejection)
         self._finish_look(window, optimizer)
-        gate = GradientGate(optimizer, scaler, self.guards.clip_norm if self.applies else None)
+        gate = GradientGate(optimizer, scaler, self.guards.clip_norm if self.applies else None, self._group)
         rejection = gate.rejection(window, self.terms.names, self._weights)
         if rejection is not None and not gate.overflow and self.applies:
             gate.hold()
@@ -275,8 +288,12 @@ class LossExecutor(nn.Module):
         return self._accept(window, gate.norm, gate.clipped, float(optimizer.param_groups[0]["lr"]))
 
     def end_epoch(self, **metrics: float) -> None:
-        """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data."""
+        """Say that an epoch has ended; ``select_loss`` and ``select_accuracy`` are measured on held-out data.
+
+        Of several ranks all must call it; the two are then means over the ranks that give them.
+        """
         self._epochs += 1
+        metrics = ranks.mean_metrics(metrics, self._group)
         self.weighting.end_epoch(metrics)
         context = self._context(self._active)
         for modulator in self.modulators:
@@ -300,7 +317,7 @@ class LossExecutor(nn.Module):
             if not tensor.requires_grad:
                 shape = f"tap[{place}], of shape {list(tensor.shape)},"
                 raise ValueError(f"{shape} needs no gradient: give features or parameters that are trained")
-        return None if at is None else TermGradients(batch.live(self._active), self._start, at)
+        return None if at is None else TermGradients(batch.live(self._active), self._start, at, self._group)
 
     def _check_needs(self, context: Context) -> None:
         unmet = self.weighting.unmet(context)
@@ -308,6 +325,12 @@ class LossExecutor(nn.Module):
             raise UsageError(unmet)
         if "epochs" in self.weighting.needs and context.step == PATIENCE and not self._epochs:
             self._tell("epochs", f"weighting {self.weighting.name!r} needs epochs: {NEEDS['epochs']}")
+
+    def _agreed(self, found: Tensor | Rejection) -> Tensor | Rejection:
+        """The weights, where every rank has found them; else why the step is rejected, which it is on every rank."""
+        own = None if isinstance(found, Rejection) else found.detach()
+        accepted = ranks.all_accept(own, len(self.terms.names), self._group)
+        return found if accepted or own is None else _ELSEWHERE
 
     def _reject_batch(self, window: Window, rejection: Rejection) -> None:
         # While nobody is known to step the optimizer, no later batch shows that the window has ended.
@@ -318,7 +341,11 @@ class LossExecutor(nn.Module):
     def _total(self, batch: StepLosses, weights: Tensor, context: Context) -> Tensor:
         if not self.applies:
             return batch.total(self._start, self._active)
-        return batch.total(weights, self._active, self.weighting.penalty(context))
+        penalty = self.weighting.penalty(context)
+        if weights.requires_grad and self._group is not None:
+            learned = _learned(weights, batch.values)
+            weights, penalty = weights.detach(), learned if penalty is None else penalty + learned
+        return batch.total(weights, self._active, penalty)
 
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
         if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
@@ -329,15 +356,18 @@ class LossExecutor(nn.Module):
         window.probe_state = self._objective.state_dict()
         try:
             if self._optimizer is None:
-                window.look_later = measure_later(live, self._weights, probe, tapped, base)
+                window.look_later = measure_later(live, self._weights, probe, tapped, base, self._group)
             else:
                 at = tapped or self._moved(self._optimizer)
-                window.look = measure(live, self._weights, probe, at, self._optimizer, base)
+                window.look = measure(live, self._weights, probe, at, self._optimizer, base, self._group)
         except GraphLost as error:
-            self._can_look = False
-            self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
-            return
-        window.train = float(total.detach()) if base is None or live[base] is None else float(batch.values[base])
+            return self._stop_looking(error)
+        by_base = base is not None and bool(batch.present[base])
+        window.train = float(batch.values[base]) if by_base else ranks.mean(float(total.detach()), self._group)
+
+    def _stop_looking(self, error: GraphLost) -> None:
+        self._can_look = False
+        self._tell("graph", f"this step's graph cannot be kept for a look-ahead ({error}); training signals alone")
 
     def _moved(self, optimizer: Optimizer) -> list[Tensor]:
         """The model's parameters."""
@@ -346,7 +376,10 @@ class LossExecutor(nn.Module):
 
     def _finish_look(self, window: Window, optimizer: Optimizer) -> None:
         if window.look_later is not None:
-            window.look = window.look_later(self._moved(optimizer), optimizer)
+            try:
+                window.look = window.look_later(self._moved(optimizer), optimizer)
+            except GraphLost as error:
+                self._stop_looking(error)
             window.look_later = None
 
     # ---- one optimizer step -----------------------------------------------------------------------------------
@@ -419,7 +452,9 @@ class LossExecutor(nn.Module):
         if window is None:
             return
         held = {id(p) for p in moved(optimizer)}
-        if not (window.leaves & held if self._optimizer is None else optimizer is self._optimizer):
+        # What fully_shard has split is no leaf of any graph.
+        mine = window.leaves & held or any(ranks.is_split(p) for p in moved(optimizer))
+        if not (mine if self._optimizer is None else optimizer is self._optimizer):
             return
         self._window = None
         self._tell("own_step", "the optimizer was stepped outside executor.step(): gradients are not checked")
@@ -434,9 +469,19 @@ class LossExecutor(nn.Module):
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
+    @property
+    def _group(self) -> ranks.Group:
+        return ranks.group_of(self.parallel)
+
     def _context(self, present: Tensor, looked: bool = False) -> Context:
-        objective = None if self._objective is None else self._objective.value
-        return Context(self.signals.step, present, self.signals, self._weights, self._start, looked, objective)
+        objective = None if self._objective is None else self._mean_objective
+        return Context(
+            self.signals.step, present, self.signals, self._weights, self._start, looked, objective, group=self._group
+        )
+
+    def _mean_objective(self) -> float:
+        assert self._objective is not None
+        return ranks.mean(self._objective.value(), self._group)
 
     def _revert(self, window: Window) -> None:
         """Go back to where the last accepted step left weights and probe."""
@@ -493,6 +538,11 @@ class LossExecutor(nn.Module):
 
 def _as_list(tap: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
     return None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
+
+
+def _learned(weights: Tensor, values: Tensor) -> Tensor:
+    """0, through which a rule's parameters learn from the mean losses of all ranks and so stay alike on all of them."""
+    return ((weights - weights.detach()) * values.nan_to_num(0.0, 0.0, 0.0)).sum()
 
 
 def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:

@@ -16,6 +16,7 @@ from adaptive_loss.cards import read_card
 from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
+from adaptive_loss.parallel import first_decides
 from adaptive_loss.rl.dqn import DQN, DQNConfig
 from adaptive_loss.rl.networks import EquivariantQ
 from adaptive_loss.seeding import own_generator
@@ -65,7 +66,7 @@ class LossMonitor(Modulator):
     down. The reward is −Δ log of the held-out objective minus its running mean, in units of its running spread: never
     a training loss, and independent of the weights' scale. The objective comes from the executor's probe; without one,
     from the ``select_loss`` given to ``end_epoch``; without either it keeps. Untrained, its values start from the sign
-    of steady look-aheads; it learns during the run.
+    of steady look-aheads; it learns during the run. Of several ranks the first one decides for all.
 
     Args:
         rho: ρ in [0, 1]; 0 learns and logs, and changes nothing.
@@ -140,7 +141,7 @@ class LossMonitor(Modulator):
         observation, mask = self._observation(context), self._mask(context)
         over = context.signals.progress is not None and context.signals.progress > 1 - self.config.quiet_end
         self._learn(observation, mask, objective, over)
-        action = self._choose(observation, mask)
+        action = first_decides(self._choose(observation, mask), context.group)
         self.objective, self.before = objective, None if over else (observation, action)
         self.resting = [max(0, rest - 1) for rest in self.resting]
         return self._apply(action, context)

@@ -185,6 +185,10 @@ class StepLosses:
     values: Tensor
     present: Tensor
 
+    def with_all_ranks(self, values: Tensor, present: Tensor) -> StepLosses:
+        """The same live tensors with the [K] values, and the presence, that all ranks have together."""
+        return replace(self, values=values, present=present)
+
     @property
     def roots(self) -> list[Tensor]:
         """The live tensors that are there."""
@@ -233,6 +237,11 @@ class StepBuckets(StepLosses):
     """
 
     means: Tensor
+
+    def with_all_ranks(self, values: Tensor, present: Tensor) -> StepLosses:
+        """As for others; a bucket that is empty here but not on all ranks counts as 0 here."""
+        means = self.means.where(self.present.to(self.means.device), 0.0)
+        return replace(self, values=values, present=present, means=means)
 
     @property
     def roots(self) -> list[Tensor]:

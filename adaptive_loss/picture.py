@@ -70,6 +70,8 @@ def draw(run: Path, folder: Path, suffix: str) -> list[Path]:
     """Draw the weights, and the losses with their shares of the total; the files written."""
     weights, losses, acted = curves(run, "weight"), curves(run, "loss"), intervention_steps(run)
     title = "/".join(run.resolve().parts[-2:])
+    if folder.is_file():
+        raise UsageError(f"--output-dir {folder} is a file, not a folder; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.{suffix}" for name in ("weights", "losses")]
     weights_picture({title: weights}, files[0], title="Loss weights", interventions={title: acted})

@@ -218,12 +218,13 @@ def write_results(
     asked = config.get("modes") if isinstance(config, dict) else None
     order = list(dict.fromkeys([*(asked or ()), *(record["mode"] for record in records)]))
     records.sort(key=lambda record: (order.index(record["mode"]), record["seed"]))
-    summary = analysis.summarise(records)
+    metric = analysis.metric_of(records)
+    summary = analysis.summarise(records, metric)
     report = {
         "config": config,
         "rows": records,
         "summary": {mode: summary[mode] for mode in order if mode in summary},
-        "comparisons": analysis.compare(records, pairs),
+        "comparisons": analysis.compare(records, pairs, metric),
         "provenance": provenance,
     }
     path = Path(csv_path)

@@ -7,7 +7,7 @@ the file registers its object under that name with a decorator.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,14 +58,19 @@ class Registry:
 
         return decorate
 
-    def resolve(self, name: str) -> str:
-        """The canonical name behind ``name``, hyphens or underscores; :class:`UsageError` that lists the choices."""
+    def resolve(self, name: str, *, flag: str = "", also: Iterable[str] = ()) -> str:
+        """The canonical name behind ``name``, hyphens or underscores; raises :class:`UsageError` with the choices.
+
+        Args:
+            flag: where ``name`` was given, for the message.
+            also: names that only the caller knows; they are choices too.
+        """
         canonical = name.replace("-", "_")
         canonical = self.aliases.get(canonical, canonical)
-        if ":" not in canonical and canonical not in self.names():
-            raise UsageError(
-                f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted({*self.names(), *self.aliases}))}"
-            )
+        known = {*self.names(), *also}
+        if ":" not in canonical and canonical not in known:
+            choices = ", ".join(sorted(known | set(self.aliases)))
+            raise UsageError(f"{flag}{': ' * bool(flag)}unknown {self.kind} {name!r}; choose from: {choices}")
         return canonical
 
     def get(self, name: str) -> Any:

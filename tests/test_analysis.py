@@ -51,6 +51,13 @@ def call(*arguments: object, code: int = 0, env: dict[str, str] | None = None) -
     return done.stdout + done.stderr
 
 
+def _without_one_accuracy(text: str) -> str:
+    lines = text.splitlines()
+    cells = lines[1].split(",")
+    cells[analysis.COLUMNS.index("test_accuracy")] = ""
+    return "\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n"
+
+
 class TestStatistics:
     @pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 47, 48, 200, 1001])
     @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
@@ -211,6 +218,33 @@ class TestCommand:
         assert "mode baseline seed 1 failed: loss is NaN at step 7" in text
         assert "controller_only - baseline" in text
 
+    def test_what_was_asked_for_is_read_beside_the_rows(self, tmp_path: Path) -> None:
+        rows = study(seeds=(1, 2))
+        asked = {"config": {"modes": [*analysis.MODES, "tuned"], "seeds": [1, 2, 3, 4, 5]}}
+        (tmp_path / "ablation_results.json").write_text(json.dumps(asked))
+        text = call(write(tmp_path, rows), code=1)
+        assert "mode tuned is missing" in text
+        for mode in analysis.MODES:
+            assert f"mode {mode} lacks seeds 3, 4, 5" in text
+
+    @pytest.mark.parametrize("beside", ["", "{", "[]", '{"config": {"modes": 3, "seeds": [1]}}', "[" * 100_000])
+    def test_a_damaged_json_beside_the_rows_is_passed_over(self, tmp_path: Path, beside: str) -> None:
+        (tmp_path / "ablation_results.json").write_text(beside)
+        assert "Missing" not in call(write(tmp_path, study()))
+
+    def test_a_task_without_accuracy_is_judged_by_its_loss(self, tmp_path: Path) -> None:
+        rows = [{**r, "test_accuracy": None, "test_loss": 24 + r["test_loss"]} for r in study()]
+        result = json.loads(call(write(tmp_path, rows), "--json"))
+        assert result["metric"] == "test_loss" and result["best_single"] == "controller_only"
+        assert result["summary"] == analysis.summarise(rows, "test_loss")
+        text = call(tmp_path)
+        assert "Test loss" in text and "Contribution over baseline (nats" in text
+        assert f"{result['summary']['full']['mean']:.2f}" in text
+
+    def test_a_folder_with_the_file_s_name(self, tmp_path: Path) -> None:
+        (tmp_path / "ablation_results.csv").mkdir()
+        assert "run the ablation study into it first" in call(tmp_path, code=1)
+
     def test_nothing_finished(self, tmp_path: Path) -> None:
         rows = [row(mode, 1, None, "failed: killed") for mode in analysis.MODES]
         assert "none finished" in call(write(tmp_path, rows), code=1)
@@ -231,6 +265,8 @@ class TestCommand:
             (lambda text: text[: text.rstrip().rfind(",0.") - 3], "torn or damaged"),
             (lambda text: text.rstrip().removesuffix("1.5"), "train_seconds is ''"),
             (lambda text: text.replace(",0.66", ",zero.66", 1), "not a number"),
+            (lambda text: text.replace(",ok,30,960,0.", ",ok,30,960,,0.", 1), "12 of 11 cells"),
+            (_without_one_accuracy, "mode baseline seed 1 has no test_accuracy; write it again"),
             (lambda text: text.replace("baseline,1,ok,30,960,0.6", "baseline,1,ok,30,960,6", 1), "not a fraction"),
             (lambda text: text.replace("baseline,1,ok,30,960,0.6", "baseline,1,ok,30,960,nan ,", 1), "torn"),
             (lambda text: text.replace("baseline,1,ok,30", "baseline,1,ok,3.5", 1), "epochs is '3.5'"),

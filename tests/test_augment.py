@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -102,6 +103,13 @@ def test_input_is_not_changed_and_may_be_of_any_layout() -> None:
     strided = images.contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, standard(strided, seeded(), flip=True, pad=2))
     assert standard(images[:0], seeded(), flip=True, pad=2).shape == (0, 3, 9, 7)
+
+
+@pytest.mark.parametrize("border", ["reflect", "zero"])
+def test_images_stay_on_their_device(border: Literal["reflect", "zero"]) -> None:
+    # No operation takes a tensor on the meta device and one on the CPU, as none takes one on a CUDA device and one.
+    moved = standard(some_images().to("meta"), seeded(), flip=True, pad=2, border=border)
+    assert moved.device.type == "meta" and moved.shape == some_images().shape
 
 
 @pytest.mark.parametrize("pad", [-1, 7])

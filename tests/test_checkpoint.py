@@ -171,3 +171,10 @@ def test_what_lies_beside_is_left_alone(tmp_path: Path) -> None:
     kept.save(10, state())
     kept.clear()
     assert files(tmp_path / "kept") == ["best.pt"]
+
+
+def test_a_manifest_nested_without_end_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "step_0000000001.json").write_text("[" * 100_000)
+    assert Checkpoints(tmp_path).load() is None
+    said = capsys.readouterr().err
+    assert "is damaged" in said and said.count("\n") == 1

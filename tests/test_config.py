@@ -82,8 +82,18 @@ def test_useless_weights_are_refused_with_their_term(weight: float) -> None:
 
 @pytest.mark.parametrize("change", [{"task": "x"}, {"dataset": "x"}, {"mode": "x"}, {"weighting": "x"}])
 def test_unknown_names_are_refused_with_the_choices(change: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match=f"unknown {next(iter(change))} 'x'; choose from"):
+    name = next(iter(change))
+    with pytest.raises(UsageError, match=f"--{name}: unknown {name} 'x'; choose from"):
         validate(replace(RunConfig(), **change))
+
+
+@pytest.mark.parametrize(("name", "most"), [("seed", 2**64 - 1), ("data_seed", 2**64 - 1), ("threads", 1024)])
+def test_whole_numbers_beyond_what_torch_takes_are_refused(name: str, most: int) -> None:
+    for good in (0, most):
+        validate(RunConfig(**{name: good}))
+    for bad in (-1, most + 1):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is {bad}; give 0 to {most}"):
+            validate(RunConfig(**{name: bad}))
 
 
 def test_start_weights_default_to_one_and_know_the_terms() -> None:
@@ -131,9 +141,10 @@ def test_several_values_after_one_flag() -> None:
         (["--epochs", "many"], "--epochs: 'many' is not a whole number"),
         (["--lr", "fast"], "--lr: 'fast' is not a number"),
         (["--subset", "x"], "--subset: 'x' is not a value it takes"),
-        (["--seeds", "1", "x"], "--seeds"),
+        (["--seeds", "1", "x"], "--seeds: '1', 'x' is not a list of values it takes"),
         (["--augment", "all"], "--augment: unknown value 'all'; choose from: 'standard', 'none'"),
         (["--weights", "ce"], "'ce' is not TERM=NUMBER"),
+        (["--weights"], "--weights: no term is named"),
         (["stray"], "unknown option stray"),
     ],
 )
@@ -154,6 +165,11 @@ def test_weights_that_cannot_be_read(item: str) -> None:
 def test_a_term_given_twice() -> None:
     with pytest.raises(ValueError, match="twice"):
         parse_weights(["ce=1", "ce=2"])
+
+
+def test_weights_given_twice_are_not_dropped() -> None:
+    with pytest.raises(UsageError, match="--weights is given twice"):
+        flags("--weights", "ce=1", "--weights", "kd=2")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +194,17 @@ def test_errors_are_one_line_and_a_code(error: BaseException, code: int, capsys:
     assert printed.err.count("\n") == 1
 
 
+def test_a_file_that_cannot_be_opened_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def main(argv: object = None) -> int:
+        raise PermissionError(13, "Permission denied", "/results/x")
+
+    assert main([]) == 1
+    assert capsys.readouterr().err == (
+        "error: /results/x: Permission denied; check the path, its rights and the free space\n"
+    )
+
+
 def test_a_programming_error_is_not_hidden() -> None:
     @command
     def main(argv: object = None) -> int:
@@ -200,6 +227,15 @@ def test_flags_from_a_file_give_way_to_typed_ones(tmp_path: Path) -> None:
 
     parsed = parse(WithFile, ["--config", str(file), "--epochs", "7"], "prog", "A command.")
     assert (parsed.epochs, parsed.seeds, parsed.weights, parsed.dry_run) == (7, (4, 5), {"kd": 0.5}, True)
+    file.write_text(json.dumps({"weights": {}}))
+    assert parse(WithFile, ["--config", str(file)], "prog", "A command.").weights == {}
+
+
+def test_a_file_of_another_command_s_flags_is_refused_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"epochs": 3, "controls": True}))
+    with pytest.raises(UsageError, match=r"study\.json: 'controls' is no flag of this command"):
+        flags("--config", str(file))
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adaptive_loss import demo
+from adaptive_loss.trainer.studies import Result, Spec, failed_row
 
 
 @pytest.fixture
@@ -32,6 +33,31 @@ def test_it_compares_draws_and_resumes(tmp_path: Path, capsys: pytest.CaptureFix
     assert demo.main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == document["verdict"]
     assert (tmp_path / "vae" / "fixed" / "seed_1" / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("seeds", "line"), [([], "--seeds is empty"), (["1", "1"], "1 is given twice"), (["-1"], "-1 is no seed")]
+)
+def test_bad_seeds_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: list[str], line: str
+) -> None:
+    assert demo.main(["--seeds", *seeds, "--output-dir", str(tmp_path / "out")]) == 2
+    assert line in (printed := capsys.readouterr().err) and printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_fail_leave_a_verdict_without_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_finish(specs: list[Spec], *_: object, **__: object) -> list[Result]:
+        return [failed_row(spec, "no luck") for spec in specs]
+
+    monkeypatch.setattr(demo, "run_all", none_finish)
+    assert demo.main(["--seeds", "1", "--output-dir", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "no seed finished in both arms" in printed.out and "no run to draw" in printed.out
+    assert "4 of 4 runs failed, the first: classifier/fixed seed 1 failed: no luck" in printed.err
+    assert {entry["failed"] for entry in json.loads((tmp_path / "verdict.json").read_text())["verdict"]} == {2}
 
 
 @pytest.mark.usefixtures("_short")

@@ -32,7 +32,7 @@ def step_with(gradient: Tensor, make: Callable[[list[nn.Parameter]], Optimizer] 
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
-@pytest.mark.parametrize("size", [1e17, 1e19, 1e25, 3e38])
+@pytest.mark.parametrize("size", [2e18, 1e19, 1e25, 3e38])
 def test_a_gradient_that_no_second_moment_can_hold_is_refused(
     make: Callable[[list[nn.Parameter]], Optimizer], size: float
 ) -> None:
@@ -42,7 +42,7 @@ def test_a_gradient_that_no_second_moment_can_hold_is_refused(
     assert record.reason == f"the gradient's norm is {record.gradient_norm:.6g}, an optimizer cannot hold its square"
 
 
-@pytest.mark.parametrize("size", [1e17, 1e25, 3e38])
+@pytest.mark.parametrize("size", [2e18, 1e25, 3e38])
 def test_clipped_it_passes(size: float) -> None:
     record = step_with(torch.tensor([size, 1.0]), clip_norm=1.0)
     assert record.applied and record.gradient_norm == pytest.approx(size, rel=1e-6)
@@ -54,7 +54,7 @@ def test_no_gradient_of_float32_poisons_anything(
     numbers: list[float], make: Callable[[list[nn.Parameter]], Optimizer]
 ) -> None:
     record = step_with(torch.tensor(numbers), make)
-    assert record.applied == (math.hypot(*numbers) <= 1.84e16)
+    assert record.applied == (math.hypot(*numbers) <= greatest_norm([torch.tensor(numbers)]))
 
 
 def test_the_limit_goes_by_the_least_precise_gradient() -> None:
@@ -63,9 +63,9 @@ def test_the_limit_goes_by_the_least_precise_gradient() -> None:
         greatest_norm([single])
         == greatest_norm([double, single])
         == greatest_norm([half])
-        == pytest.approx(1.845e16, 1e-3)
+        == pytest.approx(1.845e18, 1e-3)
     )
-    assert greatest_norm([double]) == pytest.approx(1.34e151, rel=1e-2) and greatest_norm([]) == math.inf
+    assert greatest_norm([double]) == pytest.approx(1.34e153, rel=1e-2) and greatest_norm([]) == math.inf
     assert step_with(torch.tensor([1e100], dtype=torch.float64)).applied
 
 

@@ -66,6 +66,7 @@ def test_folder_and_row(tmp_path: Path) -> None:
     assert 0 <= result["test_accuracy"] <= 1 and result["test_loss"] > 0
     saved = json.loads((folder / "result.json").read_text())
     assert row_of(saved) == row_of(result) and saved["provenance"]
+    assert saved["data"]["sha256"] == digits_module.SHA256 and saved["device"] == "cpu"
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"] and rows[1]["step"] == "20"
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -74,6 +75,15 @@ def test_folder_and_row(tmp_path: Path) -> None:
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["config"]["mode"] == "full" and checkpoint["executor"]
     assert list((folder / "tb").iterdir())
+
+
+def test_tensorboard_shows_losses_weights_shares_actions_and_skips(tmp_path: Path) -> None:
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loop.run(replace(CONFIG, mode="full"), tmp_path, quiet=True)
+    tags = set(board.EventAccumulator(str(tmp_path / "tb")).Reload().Tags()["scalars"])
+    for group in ("loss", "weight", "share"):
+        assert {f"{group}/cross_entropy", f"{group}/confidence"} <= tags
+    assert {"interventions", "skipped_steps", "select/accuracy"} <= tags
 
 
 def test_what_an_unfinished_run_left_is_replaced(tmp_path: Path) -> None:
@@ -238,6 +248,18 @@ def test_base_only_trains_on_the_base_alone_and_base_only_all_on_all_held_in_dat
     assert [w for w in alone.executor.weights.values() if w] == [1.0]
     assert len(alone.task.splits["train"]) == 1000 and len(whole.task.splits["train"]) == 1300
     assert len(whole.batches) == 13
+
+
+def test_what_is_trained_on_is_no_select_split(tmp_path: Path) -> None:
+    whole = loop.run(replace(CONFIG, mode="base_only_all", epochs=1), tmp_path, quiet=True)
+    assert whole["select_accuracy"] is None and not any(name.startswith("select_loss") for name in whole)
+    assert "select" not in (tmp_path / "metrics.csv").read_text()
+
+
+def test_a_run_that_never_stepped_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="every one of its 5 steps was rejected"):
+        loop.run(replace(CONFIG, weights={"cross_entropy": 1e300}, batch_size=200, epochs=1), tmp_path, quiet=True)
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_start_weights_are_honoured_in_every_mode() -> None:

@@ -51,6 +51,13 @@ def test_the_command_draws_into_the_run_or_elsewhere(
     assert all(Path(file).stat().st_size > 1000 for file in files)
 
 
+def test_a_file_where_the_pictures_should_go(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert cli.main(["picture", str(run), "--output-dir", str(tmp_path / "mine")]) == 2
+    assert "mine is a file, not a folder; choose another" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("metrics", "code", "message"),
     [

@@ -18,7 +18,15 @@ import pytest
 from adaptive_loss import records
 from adaptive_loss.checkpoint import Checkpoints, gather
 from adaptive_loss.errors import RunError, Stopped, UsageError
-from adaptive_loss.trainer import run_ablation_study, run_phase1_experiments, study, train_phase1, tuning
+from adaptive_loss.trainer import (
+    run_ablation_study,
+    run_phase1_experiments,
+    study,
+    train_ablation,
+    train_phase1,
+    train_task,
+    tuning,
+)
 from adaptive_loss.trainer.studies import Spec, finished, run_all
 from adaptive_loss.utils.config import RunConfig, to_json
 
@@ -126,6 +134,24 @@ def test_a_worker_s_request_stops_all_workers(tmp_path: Path) -> None:
         run_all(specs(tmp_path, 1, 2, 3, 4), 2, True, run=run, on_row=lambda spec, row: seen.append(row["seed"]))
     assert caught.value.code == 143 and seen == []
     assert [row["status"] for row in run_all(specs(tmp_path, 1, 2, 3, 4), 2, True, run=local_fake())] == ["ok"] * 4
+
+
+@pytest.mark.parametrize("damage", [{"seed": 9}, {"test_accuracy": "0.5"}, {"steps": [1]}, {"status": "fine"}, None])
+def test_a_result_of_another_run_or_not_whole_is_made_again(tmp_path: Path, damage: dict[str, Any] | None) -> None:
+    (spec,) = specs(tmp_path, 1)
+    (first,) = run_all([spec], 1, True, run=fake_run)
+    stored = {"status": "ok", "seed": 1} if damage is None else first | damage
+    (spec.folder / "result.json").write_text(json.dumps(stored))
+    assert finished(spec) is None
+    assert run_all([spec], 1, True, run=fake_run) == [first]
+
+
+def test_a_stored_configuration_with_an_unknown_field_names_its_file(tmp_path: Path) -> None:
+    (spec,) = specs(tmp_path, 1)
+    run_all([spec], 1, True, run=fake_run)
+    (spec.folder / "config.json").write_text('{"momentum": 0.9}')
+    with pytest.raises(UsageError, match=r"seed_1/config\.json: unknown configuration field 'momentum'.*; move that"):
+        run_all([spec], 1, True, run=fake_run)
 
 
 def test_a_folder_of_another_configuration_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -245,23 +271,100 @@ def test_full_adaptive_is_full(tmp_path: Path, calls: list[Any]) -> None:
         (["--seeds", "1", "2", "1"], "--seeds: 1 is given twice"),
         (["--seeds"], "--seeds is empty"),
         (["--modes", "full", "full_adaptive"], "--modes: full is given twice"),
-        (["--modes", "nothing"], "unknown mode 'nothing'"),
-        (["--dataset", "mnist"], "unknown dataset 'mnist'"),
+        (["--modes", "full", "full-adaptive"], "--modes: full is given twice"),
+        (["--modes", "nothing"], "--modes: unknown mode 'nothing'; choose from: adaptive, base_only,"),
+        (["--dataset", "mnist"], "--dataset: unknown dataset 'mnist'"),
+        (["--seeds", "1", "-3"], "--seeds: -3 is no seed"),
+        (["--seeds", str(2**64)], f"--seeds: {2**64} is no seed"),
+        (["--weights", "no=1"], "--weights names the unknown term 'no'; choose from: ce, kd"),
+        (["--weights", "ce=0", "kd=0"], "--weights leaves every term at 0"),
+        (["--device", "cuda"], "--device cuda: no CUDA device is available here"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--jobs", "-1"], "--jobs is -1"),
         (["--trials", "0"], "--trials is 0"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str], more: list[str], line: str
+    tmp_path: Path,
+    calls: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    line: str,
 ) -> None:
-    assert ablate(tmp_path / "out", *more) == 2
-    printed = capsys.readouterr().err
-    assert line in printed
-    assert printed.startswith("error: ")
-    assert printed.count("\n") == 1
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for extra in ([], ["--dry-run"]):  # what would run is not told of what cannot
+        assert ablate(tmp_path / "out", *more, *extra) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert line in printed.err
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
     assert not calls
     assert not (tmp_path / "out").exists()
+
+
+def test_cuda_is_missed_where_every_run_is_done_too(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert ablate(tmp_path) == 0
+    assert ablate(tmp_path, "--device", "cuda") == 2
+
+
+@pytest.mark.parametrize("output", ["", ".", "..", "/", "results", ".csv", "x.txt"])
+def test_an_output_that_is_no_csv_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_phase1_experiments.main(["--output", output, "--dataset", "digits"]) == 2
+    assert "is not the name of a .csv file; choose another --output" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_batch_larger_than_the_data_is_met_before_the_first_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--dataset", "digits", "--batch_size", "1001", "--seeds", "1", "--output", str(tmp_path / "x/p.csv")]
+    assert run_phase1_experiments.main(argv) == 2
+    assert "--batch-size 1001 is larger than the 1000 training images" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_hyphens_name_the_same_arm(tmp_path: Path, calls: list[Any]) -> None:
+    assert ablate(tmp_path, "--modes", "base-only", "full-adaptive") == 0
+    modes = [row.mode for row in records.read_results(tmp_path / "ablation_results.csv")]
+    assert modes == ["base_only", "base_only", "full", "full"]
+    assert train_ablation.main(["--ablation-mode", "full-adaptive", "--seed", "1", "--output-dir", str(tmp_path)]) == 0
+    assert calls.count(("full", 1)) == 1
+
+
+@pytest.mark.parametrize("single", [train_ablation.main, train_task.main])
+def test_an_unknown_mode_of_one_run_names_its_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], single: Callable[[list[str]], int]
+) -> None:
+    flag = "--ablation-mode" if single is train_ablation.main else "--mode"
+    assert single([flag, "nothing", "--output-dir", str(tmp_path / "out")]) == 2
+    assert f"{flag}: unknown mode 'nothing'; choose from: " in capsys.readouterr().err
+
+
+def test_a_task_without_accuracy_is_judged_by_its_loss(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        row = fake_run(config, folder, quiet=quiet) | {"test_accuracy": None, "select_accuracy": None}
+        row["test_loss"] = 24.0 + (config.mode == "full") + config.seed / 8
+        (folder / "result.json").write_text(json.dumps(row))
+        return row
+
+    monkeypatch.setattr(sys.modules["adaptive_loss.trainer.loop"], "run", run)
+    assert ablate(tmp_path, "--modes", "baseline", "full", seeds=(1, 2)) == 0
+    printed = capsys.readouterr().out
+    assert "test loss" in printed and "difference in nats" in printed and "24.19" in printed
+    document = json.loads((tmp_path / "ablation_results.json").read_text())
+    assert document["summary"]["baseline"]["mean"] == 24.1875
+    assert [(item["metric"], item["difference"]) for item in document["comparisons"]] == [("test_loss", 1.0)]
+    assert [row.test_loss for row in records.read_results(tmp_path / "ablation_results.csv")][:2] == [24.125, 24.25]
 
 
 def test_results_of_another_configuration_are_refused(

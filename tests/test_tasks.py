@@ -151,6 +151,18 @@ def test_terms_are_live_finite_scalars_in_order_and_draw_from_own_generators(nam
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_everything_stays_on_the_device_it_is_given(name: str, digits: Dataset) -> None:
+    # The meta device stands in for CUDA: a tensor left behind on the CPU meets none of its tensors without an error.
+    for objective in (None, *tasks.get(name).objectives):
+        config = RunConfig(dataset="digits", task=name, objective=objective)
+        task = tasks.get(name)(config, digits, torch.device("meta"))
+        losses = task.losses(torch.arange(32))
+        sum(losses.values()).backward()
+        task.after_step()
+        assert {loss.device.type for loss in (*losses.values(), task.probe())} == {"meta"}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_terms_left_out_change_no_other_term(name: str, digits: Dataset) -> None:
     whole = build(name, digits).losses(torch.arange(32))
     for wanted in whole:

@@ -77,10 +77,11 @@ def standard(
     batch, channels, height, width = images.shape
     if not 0 <= pad < min(height, width):
         raise ValueError(f"pad must be from 0 to {min(height, width) - 1} for {height}x{width} images, not {pad}")
-    shifts = torch.randint(-pad, pad + 1, (2, batch, 1), generator=generator)
-    mirrored = torch.randint(0, 2, (batch, 1), generator=generator).bool()
-    rows = torch.arange(height) + shifts[0]
-    columns = torch.arange(width) + shifts[1]
+    device = images.device
+    shifts = torch.randint(-pad, pad + 1, (2, batch, 1), generator=generator).to(device)
+    mirrored = torch.randint(0, 2, (batch, 1), generator=generator).bool().to(device)
+    rows = torch.arange(height, device=device) + shifts[0]
+    columns = torch.arange(width, device=device) + shifts[1]
     if flip:
         columns = torch.where(mirrored, width - 1 - columns, columns)
     source = _reflect(rows, height)[:, :, None] * width + _reflect(columns, width)[:, None, :]

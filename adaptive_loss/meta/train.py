@@ -164,6 +164,8 @@ def run(flags: MetaTrainFlags) -> int:
         raise UsageError(f"--seed is {flags.seed}; give 0 to {most}, so that the held-out problems stay unseen")
     if not (math.isfinite(flags.sigma) and flags.sigma > 0):
         raise UsageError(f"--sigma is {flags.sigma}; give a finite number above 0")
+    if flags.jobs < 0:
+        raise UsageError(f"--jobs is {flags.jobs}; give 1 or more, or 0 for one a core")
     if flags.output.is_dir():
         raise UsageError(f"--output {flags.output} is a folder; give a file")
     law, curve = search(flags)

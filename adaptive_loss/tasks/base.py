@@ -47,6 +47,10 @@ class Task(ABC):
     model: nn.Module
     probe: held_out | sample_quality
     """The objective on the probe split."""
+    source: Mapping[str, object]
+    """Where the images come from, with their hash."""
+    holds_out: bool
+    """Whether the select split is kept from training, so that it may be measured on."""
     tap: Tensor | Sequence[Tensor] | None = None
     """Where a rule takes the terms' gradients: parameters, or tensors of the last ``losses()`` that all terms share."""
 
@@ -62,6 +66,7 @@ class Task(ABC):
         _check_choice("objective", config.objective, self.objectives)
         _check_choice("model", config.model, self.models)
         self.config, self.device = config, device
+        self.source, self.holds_out = data.provenance, train is None
         self.wanted = frozenset(self.terms if wanted is None else wanted)
         chosen = {"train": train or data.train, "probe": data.probe, "select": data.select, "test": data.test}
         self.splits = {name: Split(split.images.to(device), split.labels.to(device)) for name, split in chosen.items()}

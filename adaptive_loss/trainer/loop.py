@@ -225,6 +225,7 @@ def _log_step(training: Training, record: StepRecord, log: RunLogger) -> None:
         scalars |= {f"weight/{name}": value for name, value in record.weights.items()}
         scalars |= {f"share/{name}": value for name, value in shares(record.losses, record.weights).items()}
         scalars |= {"gradient_norm": record.gradient_norm, "skipped_steps": training.executor.skipped_steps}
+        scalars["interventions"] = training.interventions
         log.scalars(record.step, scalars)
 
 
@@ -244,7 +245,7 @@ def shares(losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[st
 def _end_epoch(training: Training, log: RunLogger) -> None:
     """Measure the select split, tell the executor, and write the epoch's row."""
     task, executor, epoch = training.task, training.executor, training.step // len(training.batches)
-    select = {f"select_{name}": value for name, value in task.evaluate("select").items()}
+    select = _measure(task, "select") if task.holds_out else {}
     means = {name: total / count for name, (total, count) in training.epoch_sums.items()}
     executor.end_epoch(**select)
     row: dict[str, float | int | str | None] = {"epoch": epoch, "step": executor.signals.step}
@@ -253,19 +254,22 @@ def _end_epoch(training: Training, log: RunLogger) -> None:
     row |= {f"share_{name}": shares(means, executor.weights).get(name) for name in task.terms}
     row |= {**select, "skipped_steps": executor.skipped_steps, "interventions": training.interventions}
     log.epoch(row)
-    log.scalars(executor.signals.step, {f"select/{name}": value for name, value in select.items()})
+    log.scalars(executor.signals.step, {name.replace("_", "/", 1): value for name, value in select.items()})
     _log_events(training, log)  # a checkpoint holds none that wait
     training.epoch_sums = {}
+
+
+def _measure(task: Task, split: str) -> dict[str, float]:
+    return {f"{split}_{name}": value for name, value in task.evaluate(split).items()}
 
 
 def _result(config: RunConfig, training: Training) -> dict[str, object]:
     """The contract's row, the task's other metrics, and what monitor and executor have to say."""
     task, executor = training.task, training.executor
-    splits = ("select", "test") if config.read_test else ("select",)
-    metrics = {f"{split}_{name}": v for split in splits for name, v in task.evaluate(split).items()}
-    final = f"{splits[-1]}_loss"
-    if not math.isfinite(metrics[final]):
-        raise RuntimeError(f"the trained model's {final.replace('_', ' ')} is {metrics[final]}")
+    metrics = (_measure(task, "select") if task.holds_out else {}) | (
+        _measure(task, "test") if config.read_test else {}
+    )
+    _check_trained(training, metrics)
     row: dict[str, object] = {
         "mode": config.mode,
         "seed": config.seed,
@@ -288,7 +292,18 @@ def _result(config: RunConfig, training: Training) -> dict[str, object]:
         "steps_per_second": round(throughput(executor.signals.step, training.timer.seconds), 2),
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "precision": "bf16" if not isinstance(training.autocast, nullcontext) else "fp32",
+        "device": task.device.type,
+        "data": task.source,
     }
+
+
+def _check_trained(training: Training, metrics: Mapping[str, float]) -> None:
+    """Raise ``RuntimeError`` for a run that has come to its end and is none: it never stepped, or it ended in NaN."""
+    if not training.executor.signals.step:
+        raise RuntimeError(f"every one of its {training.executor.skipped_steps} steps was rejected")
+    for name in ("test_loss", "select_loss"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise RuntimeError(f"the trained model's {name.replace('_', ' ')} is {metrics[name]}")
 
 
 def _load(config: RunConfig) -> Dataset:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptive_loss.modes import modes
 from adaptive_loss.trainer.simple_ablation_analysis import CONTROLS, FILE_NAME, MODES
-from adaptive_loss.trainer.study import RUN_AS, Study, StudyFlags, run_study
+from adaptive_loss.trainer.study import Study, StudyFlags, mode_name, run_study
 from adaptive_loss.utils.commands import command, command_line, parse
 
 PROG = "adaptive-loss ablate"
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arms(flags: Flags) -> tuple[str, ...]:
     """The modes to run, by their own names, and the controls that are not among them already."""
-    asked = tuple(mode if mode in RUN_AS else modes.aliases.get(mode, mode) for mode in flags.modes)
+    asked = tuple(mode_name(mode, "--modes") for mode in flags.modes)
     return asked + tuple(mode for mode in CONTROLS if flags.controls and mode not in asked)
 
 

@@ -31,7 +31,7 @@ class Flags(StudyFlags):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     flags = parse(Flags, argv, PROG, "Train with fixed and with adaptive weights over several seeds.")
-    folder = flags.output.with_suffix("")
+    folder = flags.output.parent / flags.output.stem
     line = command_line(PROG, argv)
     return run_study(Study(flags, MODES, flags.seeds, flags.output, folder, argv=line), flags)
 

@@ -37,7 +37,7 @@ PAIRS = (
     *(("full", mode) for mode in (*SINGLES, "base_only", "tuned", "lookahead_only", "random_monitor")),
 )
 _INTEGERS = {"seed", "epochs", "steps", "skipped_steps", "interventions"}
-_OPTIONAL = {"select_accuracy"}  # a mode that trains on every image has no select split
+_OPTIONAL = {"select_accuracy", "test_accuracy"}  # no select split is held out, or the task is none of classes
 
 
 class ResultsError(ValueError):
@@ -177,6 +177,12 @@ def _by_seed(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]
     return {r["seed"]: r[metric] for r in rows if r["status"] == "ok" and r[metric] is not None}
 
 
+def metric_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What runs are judged by: ``test_accuracy``, or ``test_loss`` where the task has no accuracy."""
+    finished = [row for row in rows if row["status"] == "ok"]
+    return "test_loss" if finished and all(row.get("test_accuracy") is None for row in finished) else "test_accuracy"
+
+
 def paired(
     rows_a: Iterable[Mapping[str, Any]], rows_b: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
 ) -> dict[str, Any]:
@@ -232,12 +238,16 @@ def summarise(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy") 
 def compare(
     rows: Iterable[Mapping[str, Any]], pairs: Iterable[tuple[str, str]] = PAIRS, metric: str = "test_accuracy"
 ) -> list[dict[str, Any]]:
-    """:func:`paired` for each (a, b) of ``pairs`` whose two modes are in the rows, as a list with ``a`` and ``b``."""
+    """:func:`paired` for each (a, b) of ``pairs`` whose two modes are in the rows, with ``a`` and ``b``.
+
+    Any metric but the accuracy, which is what a comparison means by itself, is named in ``metric``.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["mode"], []).append(row)
     known = [(a, b) for a, b in pairs if a in groups and b in groups]
-    return [{"a": a, "b": b, **paired(groups[a], groups[b], metric)} for a, b in known]
+    named = {} if metric == "test_accuracy" else {"metric": metric}
+    return [{"a": a, "b": b, **named, **paired(groups[a], groups[b], metric)} for a, b in known]
 
 
 # Reading ------------------------------------------------------------------------------------------------------
@@ -256,7 +266,7 @@ def find_results(path: Path) -> Path:
         raise ResultsError(f"{path}: no such folder or file; pass the study's output folder")
     if (path / FILE_NAME).is_file():
         return path / FILE_NAME
-    others = sorted(file.name for file in path.glob("*_results.csv"))
+    others = sorted(file.name for file in path.glob("*_results.csv") if file.is_file())
     hint = f"; to read {others[0]} pass that file" if others else "; run the ablation study into it first"
     raise ResultsError(f"{path}: no {FILE_NAME} in this folder{hint}")
 
@@ -273,16 +283,27 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path}: cannot be read as csv ({error}); write it again with the study") from error
     if not lines or tuple(lines[0]) != COLUMNS:
-        raise ResultsError(f"{path}: line 1 is not the header {','.join(COLUMNS)}")
-    rows = [parse_row(cells, f"{path}: row {number}") for number, cells in enumerate(lines[1:], 1) if cells]
-    seen: set[tuple[str, int]] = set()
-    for key in ((row["mode"], row["seed"]) for row in rows):
-        if key in seen:
-            raise ResultsError(f"{path}: mode {key[0]} seed {key[1]} stands there twice; keep one row")
-        seen.add(key)
+        raise ResultsError(f"{path}: line 1 is not the header {','.join(COLUMNS)}; write it again with the study")
+    try:
+        rows = [parse_row(cells, f"{path}: row {number}") for number, cells in enumerate(lines[1:], 1) if cells]
+    except ResultsError as error:
+        raise ResultsError(f"{error}; the study writes the file again from its runs") from None
+    _check_keys(rows, path)
+    return rows
+
+
+def _check_keys(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Every mode has a seed once, there is a run at all, and all that finished have an accuracy, or none has."""
     if not rows:
         raise ResultsError(f"{path}: holds no run; run the study to its end")
-    return rows
+    metric, seen = metric_of(rows), set()
+    for row in rows:
+        key = row["mode"], row["seed"]
+        if key in seen:
+            raise ResultsError(f"{path}: mode {key[0]} seed {key[1]} stands there twice; keep one row")
+        if row["status"] == "ok" and row[metric] is None:
+            raise ResultsError(f"{path}: mode {key[0]} seed {key[1]} has no {metric}; write it again with the study")
+        seen.add(key)
 
 
 def parse_row(cells: Sequence[str], where: str = "row") -> dict[str, Any]:
@@ -317,11 +338,22 @@ def _number(name: str, text: str, where: str, required: bool) -> float | int | N
 # Telling ------------------------------------------------------------------------------------------------------
 
 
-def missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a complete study has and these rows lack: modes, seeds within a mode, runs that failed."""
+def read_asked(file: Path) -> tuple[list[str], list[int]]:
+    """Modes and seeds that the study was asked for, from the JSON beside its csv; none where that cannot be read."""
+    try:
+        config = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["config"]
+        return [ALIASES.get(mode, mode) for mode in map(str, config["modes"])], [int(seed) for seed in config["seeds"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return [], []
+
+
+def missing(
+    rows: Sequence[Mapping[str, Any]], asked_modes: Sequence[str] = (), asked_seeds: Sequence[int] = ()
+) -> list[str]:
+    """What a complete study has, or was asked for, and these rows lack: modes, seeds in a mode, runs that failed."""
     modes = modes_of(rows)
-    gaps = [f"mode {mode} is missing" for mode in MODES if mode not in modes]
-    seeds = {row["seed"] for row in rows}
+    gaps = [f"mode {mode} is missing" for mode in dict.fromkeys((*MODES, *asked_modes)) if mode not in modes]
+    seeds = {row["seed"] for row in rows}.union(asked_seeds)
     for mode in modes:
         absent = sorted(seeds - {row["seed"] for row in rows if row["mode"] == mode})
         if absent:
@@ -330,27 +362,32 @@ def missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return gaps + [f"mode {row['mode']} seed {row['seed']} {row['status']}" for row in failed]
 
 
-def analyse(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def analyse(
+    rows: Sequence[Mapping[str, Any]], asked_modes: Sequence[str] = (), asked_seeds: Sequence[int] = ()
+) -> dict[str, Any]:
     """Everything the command prints, as one JSON-ready dictionary."""
-    summary = summarise(rows)
+    metric = metric_of(rows)
+    summary = summarise(rows, metric)
+    best = max if metric == "test_accuracy" else min
     finished = [m for m in SINGLES if m in summary and summary[m]["n"]]
     fewest = min((entry["n"] for mode, entry in summary.items() if mode in MODES), default=0)
     return {
+        "metric": metric,
         "pairing": "paired by seed",
         "seeds": sorted({row["seed"] for row in rows}),
         "summary": summary,
-        "comparisons": compare(rows),
-        "best_single": max(finished, key=lambda m: summary[m]["mean"], default=None),
-        "missing": missing(rows),
+        "comparisons": compare(rows, metric=metric),
+        "best_single": best(finished, key=lambda m: summary[m]["mean"], default=None),
+        "missing": missing(rows, asked_modes, asked_seeds),
         "warnings": ["fewer than five seeds prove nothing"] if fewest < 5 else [],
     }
 
 
-def _accuracy_line(mode: str, entry: Mapping[str, Any]) -> str:
-    mean = "none finished" if entry["mean"] is None else f"{100 * entry['mean']:.2f}"
-    std = "" if entry["std"] is None else f" ± {100 * entry['std']:.2f}"
+def _mean_line(mode: str, entry: Mapping[str, Any], scale: float) -> str:
+    mean = "none finished" if entry["mean"] is None else f"{scale * entry['mean']:.2f}"
+    std = "" if entry["std"] is None else f" ± {scale * entry['std']:.2f}"
     ends = entry["interval95"]
-    interval = f"[{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else "-"
+    interval = f"[{scale * ends[0]:.2f}, {scale * ends[1]:.2f}]" if ends else "-"
     return f"  {printable(mode):<18}{entry['n']:>3}{entry['failed']:>8}  {mean + std:<16}{interval}"
 
 
@@ -381,10 +418,12 @@ def describe(result: Mapping[str, Any]) -> str:
     ]
     controls = [_difference_line(item) for (a, b), item in pairs.items() if a == "full" and b in CONTROLS]
     whole = [_difference_line(pairs["full", "baseline"])] if ("full", "baseline") in pairs else []
-    table = [_accuracy_line(mode, entry) for mode, entry in result["summary"].items()]
+    accuracy = result["metric"] == "test_accuracy"
+    title, unit, scale = ("Test accuracy (%)", "percentage points", 100.0) if accuracy else ("Test loss", "nats", 1.0)
+    table = [_mean_line(mode, entry, scale) for mode, entry in result["summary"].items()]
     lines = [f"Ablation, {result['pairing']}: {', '.join(map(str, result['seeds']))}"]
-    lines += _section("Test accuracy (%)     n  failed  mean ± std      95% interval", table)
-    lines += _section("Contribution over baseline (percentage points, 95% interval)", over)
+    lines += _section(f"{title:<22}n  failed  mean ± std      95% interval", table)
+    lines += _section(f"Contribution over baseline ({unit}, 95% interval)", over)
     lines += _section("Full: recovery from untuned weights", whole)
     lines += _section("Full against each component alone", both)
     lines += _section("Full against the controls", controls)
@@ -401,7 +440,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         file = find_results(options.results)
-        result = {"file": str(file), **analyse(read_rows(file))}
+        result = {"file": str(file), **analyse(read_rows(file), *read_asked(file))}
     except (ResultsError, OSError, ValueError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1

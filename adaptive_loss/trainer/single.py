@@ -13,7 +13,7 @@ from adaptive_loss.records import json_dump
 from adaptive_loss.trainer import plan
 from adaptive_loss.trainer.progress import outcome
 from adaptive_loss.trainer.studies import Spec, check_folders, finished, run_all, worker_count
-from adaptive_loss.trainer.study import RUN_AS, prepare
+from adaptive_loss.trainer.study import RUN_AS, check_settings, prepare
 from adaptive_loss.utils.config import Settings, run_config, validate
 
 
@@ -44,6 +44,7 @@ def run_single(flags: SingleFlags, mode: str) -> int:
     worker_count(flags.jobs)
     spec = Spec(mode, config, flags.output_dir / mode / f"seed_{flags.seed}")
     check_folders([spec])
+    check_settings(flags)
     if flags.dry_run:
         return plan.show([spec], flags.jobs, flags.json)
     known = finished(spec) is not None

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from adaptive_loss.errors import RunError, Stopped, UsageError
 from adaptive_loss.locks import RUNNING, run_lock
-from adaptive_loss.records import Row, remove_leftovers
+from adaptive_loss.records import COLUMNS, Row, remove_leftovers
 from adaptive_loss.trainer.stopping import Lead, StopRequest
 from adaptive_loss.utils.config import RunConfig, core_count, differences, from_json
 
@@ -115,15 +115,26 @@ def stored_config(folder: Path) -> RunConfig | None:
         raise UsageError(
             f"{folder} holds a run whose config.json is missing or damaged; move it or choose another folder"
         )
-    return from_json(values)
+    try:
+        return from_json(values)
+    except UsageError as error:
+        raise UsageError(f"{folder / 'config.json'}: {error}; move that folder or choose another") from None
 
 
 def finished(spec: Spec) -> Result | None:
     """The row of a run that is done, or None; a damaged result counts as not done, so it is done again."""
     row = _read_json(spec.folder / "result.json")
-    if row is None or row.get("status") != "ok" or stored_config(spec.folder) is None:
+    if row is None or not _is_whole(row, spec.config.seed) or stored_config(spec.folder) is None:
         return None
     return {**row, "mode": spec.label}
+
+
+def _is_whole(row: Result, seed: int) -> bool:
+    """Whether a stored result is of a run that finished with ``seed`` and has every cell of a results file."""
+    cells = [row.get(name, "") for name in COLUMNS if name not in ("mode", "status")]
+    return (row.get("status"), row.get("seed")) == ("ok", seed) and not any(
+        isinstance(cell, (str, bool, list, dict)) for cell in cells
+    )
 
 
 def failed_row(spec: Spec, reason: str) -> Result:

@@ -12,12 +12,14 @@ from typing import Any
 from adaptive_loss import records
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.ledger import Ledger
+from adaptive_loss.modes import modes
 from adaptive_loss.trainer import plan
 from adaptive_loss.trainer.progress import Progress
-from adaptive_loss.trainer.simple_ablation_analysis import PAIRS, compare, printable, summarise
+from adaptive_loss.trainer.simple_ablation_analysis import PAIRS, compare, metric_of, printable, summarise
 from adaptive_loss.trainer.studies import Result, Spec, check_folders, finished, run_all, worker_count
 from adaptive_loss.trainer.tuning import find_weights, trial_specs
 from adaptive_loss.utils.config import (
+    LARGEST_SEED,
     RunConfig,
     Settings,
     differences,
@@ -32,6 +34,11 @@ from adaptive_loss.utils.config import (
 # A study's name for a mode, where the run itself is another mode: a phase-1 run calls the full system `adaptive`,
 # and `tuned` is the baseline with the weights that a search found.
 RUN_AS = {"adaptive": "full", "tuned": "baseline"}
+
+
+def mode_name(given: str, flag: str) -> str:
+    """A mode's own name, behind an alias or hyphens too; :class:`UsageError` names ``flag`` and the choices."""
+    return modes.resolve(given, flag=flag, also=RUN_AS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +104,42 @@ def task_terms(settings: Settings) -> list[str]:
     return list(tasks.get(settings.task).terms)
 
 
+def check_settings(settings: Settings) -> None:
+    """Raise :class:`UsageError` where the device asked for is not there, or a weight is not one of a term.
+
+    Both need torch, so a command that asks for neither is spared its import.
+    """
+    if settings.device == "cuda":
+        resolve_device(settings.device)
+    if settings.weights:
+        from adaptive_loss.tasks import tasks
+
+        weights = start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
+        base = tasks.get(settings.task).base
+        if base is not None and weights.get(base) == 0:
+            raise UsageError(
+                f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
+            )
+
+
 def prepare(settings: Settings) -> None:
-    """Meet once, before the first run, what would stop every run: absent data or device, a term that is not there.
+    """Meet once, before the first run, what would stop every run: absent data, or a batch larger than they are.
 
     A download happens here, once and with its progress in sight, not in each worker.
     """
-    from adaptive_loss.data import datasets
-    from adaptive_loss.tasks import tasks
+    import torch
 
-    resolve_device(settings.device)
-    weights = start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
-    base = tasks.get(settings.task).base
-    if base is not None and not weights[base]:
-        raise UsageError(
-            f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
-        )
+    from adaptive_loss.data import datasets
+    from adaptive_loss.data.base import Batches
+
     size = {} if settings.subset is None else {"subset": settings.subset}
-    datasets.get(settings.dataset)(settings.data_dir, seed=settings.data_seed, **size)
+    data = datasets.get(settings.dataset)(settings.data_dir, seed=settings.data_seed, **size)
+    Batches(len(data.train), settings.batch_size, torch.Generator())
 
 
 def check(study: Study) -> None:
     """Raise :class:`UsageError` for whatever can be known to be wrong before the first run."""
-    _check_list("seeds", study.seeds)
+    check_seeds(study.seeds)
     _check_list("modes", study.modes)
     if study.trials < 1:
         raise UsageError(f"--trials is {study.trials}; give at least 1")
@@ -127,6 +148,15 @@ def check(study: Study) -> None:
         validate(spec.config)
     check_output(study)
     check_folders([spec for spec in specs if spec.label != "tuned"])
+    check_settings(study.settings)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise :class:`UsageError` where ``--seeds`` is empty, or holds one twice or one that torch does not take."""
+    _check_list("seeds", seeds)
+    for seed in seeds:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UsageError(f"--seeds: {seed} is no seed; give 0 to {LARGEST_SEED}")
 
 
 def _check_list(name: str, values: Sequence[object]) -> None:
@@ -139,9 +169,9 @@ def _check_list(name: str, values: Sequence[object]) -> None:
 
 def check_output(study: Study) -> None:
     """Refuse to replace results of another configuration, or ones that hold runs this study would drop."""
-    beside = study.output.with_suffix(".json")
     if study.output.suffix != ".csv" or study.output.is_dir():
         raise UsageError(f"{study.output} is not the name of a .csv file; choose another --output")
+    beside = study.output.with_suffix(".json")
     if not study.output.exists() and not beside.exists():
         return
     try:
@@ -179,13 +209,18 @@ def run_study(study: Study, flags: StudyFlags) -> int:
         print(study.output.with_suffix(".json").read_text(encoding="utf-8").rstrip())
     else:
         print(tables(study, rows))
+    report_failures(rows)
+    return 0
+
+
+def report_failures(rows: Sequence[Result]) -> None:
+    """Raise :class:`RunError` that counts the failed runs and names the first; nothing where all are ok."""
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         first = f"{failed[0]['mode']} seed {failed[0]['seed']} {failed[0]['status']}"
         raise RunError(
             f"{len(failed)} of {len(rows)} runs failed, the first: {first}; the same command tries them again"
         )
-    return 0
 
 
 def complete(study: Study, jobs: int) -> list[Result]:
@@ -228,21 +263,25 @@ def _tuned_weights(study: Study, jobs: int, progress: Progress) -> dict[str, flo
 
 def tables(study: Study, rows: Sequence[Result]) -> str:
     """The study's means by mode and paired differences, as plain text."""
-    lines = [f"{'mode':<18}{'n':>3}{'failed':>8}   test accuracy (%), 95% interval"]
-    for mode, entry in summarise(rows).items():
-        lines.append(f"{printable(mode):<18}{entry['n']:>3}{entry['failed']:>8}   {_accuracy(entry)}")
-    lines += ["", "difference in percentage points, paired by seed, 95% interval"]
-    lines += [f"{item['a'] + ' - ' + item['b']:<36}{_difference(item)}" for item in compare(rows, study.pairs())]
+    metric = metric_of(rows)
+    accuracy = metric == "test_accuracy"
+    title, unit, scale = ("accuracy (%)", "percentage points", 100.0) if accuracy else ("loss", "nats", 1.0)
+    lines = [f"{'mode':<18}{'n':>3}{'failed':>8}   test {title}, 95% interval"]
+    for mode, entry in summarise(rows, metric).items():
+        lines.append(f"{printable(mode):<18}{entry['n']:>3}{entry['failed']:>8}   {_mean(entry, scale)}")
+    lines += ["", f"difference in {unit}, paired by seed, 95% interval"]
+    pairs = compare(rows, study.pairs(), metric)
+    lines += [f"{item['a'] + ' - ' + item['b']:<36}{_difference(item)}" for item in pairs]
     if len(study.seeds) < 5:
         lines.append("\nWarning: fewer than five seeds prove nothing")
     return "\n".join([*lines, f"\nwritten: {study.output} and {study.output.with_suffix('.json').name}"])
 
 
-def _accuracy(entry: Mapping[str, Any]) -> str:
+def _mean(entry: Mapping[str, Any], scale: float) -> str:
     if entry["mean"] is None:
         return "none finished"
     ends = entry["interval95"]
-    return f"{100 * entry['mean']:.2f}" + (f"  [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else "")
+    return f"{scale * entry['mean']:.2f}" + (f"  [{scale * ends[0]:.2f}, {scale * ends[1]:.2f}]" if ends else "")
 
 
 def _difference(item: Mapping[str, Any]) -> str:

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from adaptive_loss.modes import modes
 from adaptive_loss.trainer.single import SingleFlags, run_single
+from adaptive_loss.trainer.study import mode_name
 from adaptive_loss.utils.commands import command, parse
 
 
@@ -32,7 +32,7 @@ class Flags(SingleFlags):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     flags = parse(Flags, argv, "train_ablation", "Train once in one mode of the ablation.")
-    return run_single(flags, modes.aliases.get(flags.ablation_mode, flags.ablation_mode))
+    return run_single(flags, mode_name(flags.ablation_mode, "--ablation-mode"))
 
 
 if __name__ == "__main__":

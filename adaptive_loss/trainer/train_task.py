@@ -10,8 +10,8 @@ from pathlib import Path
 import tyro
 
 from adaptive_loss.errors import UsageError
-from adaptive_loss.modes import modes
 from adaptive_loss.trainer.single import SingleFlags, run_single
+from adaptive_loss.trainer.study import mode_name
 from adaptive_loss.utils.commands import command, parse
 
 PROG = "adaptive-loss train"
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--adaptive and --mode exclude each other; give one of them")
     if flags.quick and flags.smoke:
         raise UsageError("--quick and --smoke exclude each other; give one of them")
-    mode = "full" if flags.adaptive else (flags.mode or "baseline").replace("-", "_")
+    mode = "full" if flags.adaptive else mode_name(flags.mode or "baseline", "--mode")
     if flags.output_dir == Flags.output_dir:  # two tasks must not meet in one folder
         flags = replace(flags, output_dir=Path(f"results/train_{flags.task}"))
-    return run_single(_shortened(flags), modes.aliases.get(mode, mode))
+    return run_single(_shortened(flags), mode)
 
 
 def _shortened(flags: Flags) -> Flags:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -11,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, get_origin
 
 from adaptive_loss.errors import RunError, Stopped, UsageError
@@ -44,8 +45,10 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
                 return main(argv)
         except UsageError as error:
             return complain(error, 2)
-        except (RunError, OSError) as error:
-            return _closed_pipe() if isinstance(error, BrokenPipeError) else complain(error, 1)
+        except RunError as error:
+            return complain(error, 1)
+        except OSError as error:
+            return _closed_pipe() if isinstance(error, BrokenPipeError) else complain(_with_fix(error), 1)
         except ModuleNotFoundError as error:
             return complain(missing_extra(error), 1)
         except Stopped as stop:
@@ -79,6 +82,11 @@ def complain(error: object, code: int) -> int:
     return code
 
 
+def _with_fix(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; check the path, its rights and the free space"
+
+
 def missing_extra(error: ModuleNotFoundError) -> str:
     """The line that names what to install for a module that is not there; raises ``error`` if it is no extra."""
     extra = EXTRAS.get((error.name or "").split(".")[0])
@@ -105,7 +113,11 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, description: str)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            args = expand_config(list(sys.argv[1:] if argv is None else argv))
+            flags = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+            typed = list(sys.argv[1:] if argv is None else argv)
+            if sum(_is(word, "--weights") for word in typed) > 1:  # the last alone would count
+                raise UsageError("--weights is given twice; give every TERM=NUMBER after one")
+            args = expand_config(typed, flags)
             return tyro.cli(cls, args=args, prog=prog, description=description, registry=_registry())
     except SystemExit as stop:
         if not stop.code:
@@ -118,13 +130,13 @@ def command_line(prog: str, argv: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(sys.orig_argv) if argv is None else (*prog.split(), *argv)
 
 
-def expand_config(args: list[str]) -> list[str]:
+def expand_config(args: list[str], known: Collection[str]) -> list[str]:
     """``args`` with the flags of the file behind ``--config`` put before them, so that those typed win.
 
     Raises:
-        UsageError: the file is missing or is no JSON object of flags.
+        UsageError: the file is missing, is no JSON object, or holds what is none of the ``known`` flags.
     """
-    path = next((_value(args, i) for i, arg in enumerate(args) if arg.partition("=")[0] == "--config"), None)
+    path = next((_value(args, i) for i, arg in enumerate(args) if _is(arg, "--config")), None)
     if path is None:
         return args
     try:
@@ -136,6 +148,9 @@ def expand_config(args: list[str]) -> list[str]:
         ) from None
     if not isinstance(flags, dict):
         raise UsageError(f"--config {path}: holds no JSON object of flags; see experiments/ for examples")
+    strange = [name for name in flags if name.replace("-", "_") not in known]
+    if strange:
+        raise UsageError(f"--config {path}: {strange[0]!r} is no flag of this command; name a file made for it")
     for name, value in flags.items():
         _check_no_code(path, name, value)
     return [word for name, value in flags.items() for word in _as_flag(name, value)] + args
@@ -152,6 +167,10 @@ def _check_no_code(path: str, name: str, value: Any) -> None:
         )
 
 
+def _is(word: str, flag: str) -> bool:
+    return word.partition("=")[0] == flag
+
+
 def _value(args: list[str], at: int) -> str | None:
     _, equals, value = args[at].partition("=")
     return value if equals else args[at + 1] if at + 1 < len(args) else None
@@ -163,12 +182,14 @@ def _as_flag(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     if isinstance(value, dict):
-        return [f"--{flag}", *(f"{key}={item}" for key, item in value.items())]
+        return [f"--{flag}", *(f"{key}={item}" for key, item in value.items())] if value else []
     return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def parse_weights(items: Sequence[str]) -> dict[str, float]:
-    """``["kd=0.5", "conf=1"]`` as ``{"kd": 0.5, "conf": 1.0}``."""
+    """``["kd=0.5", "conf=1"]`` as ``{"kd": 0.5, "conf": 1.0}``; ``ValueError`` for none, or one that cannot be read."""
+    if not items:
+        raise ValueError("no term is named; give TERM=NUMBER, or leave the flag out")
     weights: dict[str, float] = {}
     for item in items:
         term, _, value = item.partition("=")
@@ -209,6 +230,7 @@ PHRASES = (
     (r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number"),
     (r"could not convert string to float: ('.*')", r"\1 is not a number"),
     (r"no type matching \S+ could be instantiated from \[(.*?)\].*", r"\1 is not a value it takes"),
+    (r"Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is not a list of values it takes"),
     (r"^Unrecognized options: (.*)$", r"unknown option \1"),
     (r"^Missing value for argument '(--[\w-]+)'.*$", r"\1 needs a value"),
     (

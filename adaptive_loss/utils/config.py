@@ -15,6 +15,8 @@ from adaptive_loss.errors import UsageError
 NOT_IDENTITY = ("data_dir", "device", "threads", "save_every", "resume", "preempt_file")
 # Fields that name a plug-in; written with hyphens they mean the same, so they are the same run.
 NAMES = ("task", "dataset", "model", "objective", "weighting", "mode")
+LARGEST_SEED = 2**64 - 1  # what torch's generators take
+MOST_THREADS = 1024  # far more bring down the process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,9 @@ def validate(config: RunConfig) -> None:
     _check_positive("lr", config.lr, "a finite number above 0, such as 1e-3")
     if config.subset is not None:
         _check_positive("subset", config.subset, "a whole number of at least 1")
-    for name in ("threads", "seed", "data_seed"):
-        if getattr(config, name) < 0:
-            raise UsageError(f"--{_flag(name)} is {getattr(config, name)}; give 0 or more")
+    for name, most in (("threads", MOST_THREADS), ("seed", LARGEST_SEED), ("data_seed", LARGEST_SEED)):
+        if not 0 <= getattr(config, name) <= most:
+            raise UsageError(f"--{_flag(name)} is {getattr(config, name)}; give 0 to {most}")
     save_interval(config.save_every)
     _check_weights(config.weights)
     _check_names(config)
@@ -202,11 +204,6 @@ def _check_names(config: RunConfig) -> None:
     from adaptive_loss.tasks import tasks
     from adaptive_loss.weighting import weightings
 
-    choices = (
-        (tasks, config.task),
-        (datasets, config.dataset),
-        (modes, config.mode),
-        (weightings, config.weighting),
-    )
-    for registry, name in choices:
-        registry.resolve(name)
+    choices = {"task": tasks, "dataset": datasets, "mode": modes, "weighting": weightings}
+    for name, registry in choices.items():
+        registry.resolve(getattr(config, name), flag=f"--{name}")

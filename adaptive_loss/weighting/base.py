@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adaptive_loss.events import Event
 from adaptive_loss.gradients import TermGradients
 from adaptive_loss.losses import Terms
+from adaptive_loss.parallel import Group, is_split
 from adaptive_loss.signals import Signals
 
 NEEDS = {
@@ -43,6 +44,7 @@ class Context:
         objective: gives the probe's value on fresh held-out data; None without a probe.
         gradients: of startᵢ·Lᵢ at the tap, taken when asked for; None without a tap, and outside ``forward``.
         first: whether this is the first batch of its optimizer step, and not one more under gradient accumulation.
+        group: the ranks that train together, of which losses, signals and objective are means; None for one process.
     """
 
     step: int
@@ -54,6 +56,7 @@ class Context:
     objective: Callable[[], float] | None = None
     gradients: TermGradients | None = None
     first: bool = True
+    group: Group = None
 
     @property
     def on(self) -> Tensor:
@@ -103,8 +106,14 @@ class Weighting(nn.Module, ABC):
 
     def unmet(self, context: Context) -> str | None:
         """The need this step cannot meet, with the fix, or None."""
+        gradients = context.gradients
+        if "gradients" in self.needs and gradients is not None and any(is_split(tensor) for tensor in gradients.at):
+            return (
+                f"weighting {self.name!r} cannot take gradients at parameters that fully_shard has split: "
+                "give features or the output as tap"
+            )
         met = {
-            "gradients": context.gradients is not None,
+            "gradients": gradients is not None,
             "base": self.terms.base is not None,
             "targets": bool(self.terms.targets),
         }

@@ -8,32 +8,35 @@ import torch
 from torch import Tensor
 
 from adaptive_loss.gradients import Gradient, TermGradients
+from adaptive_loss.parallel import greatest, summed
 from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import Context
 from adaptive_loss.weighting.gradient_rule import AgainstBase
 
 
 def entry_sizes(gradients: TermGradients) -> tuple[Tensor, Tensor]:
-    """max|gᵢ| and mean|gᵢ| over the tap's entries, [K] each; one transfer to the host.
+    """max|gᵢ| and mean|gᵢ| over the tap's entries, on all ranks, [K] each; one transfer to the host.
 
     A tensor of the tap that a term does not reach counts as zeros; sizes are taken in float32 at least.
     """
-    count = max(sum(tensor.numel() for tensor in gradients.at), 1)
-    found = torch.stack([_sizes(parts, gradients.at[0].device) for parts in gradients.raw]).to("cpu", torch.float64)
+    at, shares, group = gradients.at, gradients.shares, gradients.group
+    count = sum(tensor.numel() * share for tensor, share in zip(at, shares, strict=True))
+    found = torch.stack([_sizes(parts, shares, at[0].device) for parts in gradients.raw]).to("cpu", torch.float64)
+    sums = summed(torch.cat([found[:, 1], torch.tensor([count], dtype=torch.float64)]), group)
     scale = gradients.scale.abs()
-    return found[:, 0] * scale, found[:, 1] / count * scale
+    return greatest(found[:, 0], group) * scale, sums[:-1] / sums[-1].clamp_min(1) * scale
 
 
-def _sizes(parts: Gradient, device: torch.device) -> Tensor:
-    """[2] greatest entry and sum of all entries, in size."""
-    sizes = [part.abs().to(torch.promote_types(part.dtype, torch.float32)) for part in parts if part is not None]
-    sizes = [size for size in sizes if size.numel()]
-    if not sizes:
+def _sizes(parts: Gradient, shares: Sequence[float], device: torch.device) -> Tensor:
+    """[2] greatest entry and sum of all entries that this rank answers for, in size."""
+    there = [(part, share) for part, share in zip(parts, shares, strict=True) if part is not None and part.numel()]
+    if not there:
         return torch.zeros(2, device=device)
+    sizes = [(part.abs().to(torch.promote_types(part.dtype, torch.float32)), share) for part, share in there]
     return torch.stack(
         [
-            torch.stack([size.amax().to(device) for size in sizes]).amax(),
-            torch.stack([size.sum().to(device) for size in sizes]).sum(),
+            torch.stack([size.amax().to(device) for size, _ in sizes]).amax(),
+            torch.stack([size.sum().to(device) * share for size, share in sizes]).sum(),
         ]
     )
 

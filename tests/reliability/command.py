@@ -17,7 +17,7 @@ import torch.utils.tensorboard
 
 from adaptive_loss.checkpoint import Checkpoints, load_file
 from adaptive_loss.trainer import loop, train_task  # noqa: F401
-from adaptive_loss.utils.logging import SCALARS, RunLogger
+from adaptive_loss.utils.logging import RunLogger
 from tests.reliability import forks
 from tests.reliability.bits import differences
 
@@ -25,7 +25,7 @@ FLAGS = shlex.split(
     "classify --mode full --subset 100 --batch-size 15 --epochs 2 --seed 7 --save-every 1 --threads 1 "
     "--device cpu --precision fp32"
 )
-LOGS = ("metrics.csv", "events.jsonl", SCALARS)
+LOGS = ("metrics.csv", "events.jsonl", "tb/scalars.jsonl")
 TIMING = ("train_seconds", "steps_per_second", "peak_memory_mb", "provenance")
 
 

@@ -43,7 +43,7 @@ def poisoned(p: Tensor, dice: random.Random) -> Tensor | None:
     if kind == "nan gradient":
         return 1 + (p - p.detach()).abs().sum().sqrt()
     if kind == "huge gradient":
-        return (p - p.detach()).sum() * dice.choice((1e17, 1e25, 1e38)) + 1
+        return (p - p.detach()).sum() * dice.choice((1e18, 1e19, 1e38)) + 1
     value = dice.choice(VALUES)
     return p.sum() * 0 + value if kind == "value" else p.sum() * value
 
