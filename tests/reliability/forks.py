@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -12,8 +13,10 @@ from pathlib import Path
 
 def start(work: Callable[[], int | None], log: Path) -> int:
     """Do ``work`` in a child, whose exit code it gives (None is 0) and whose output goes to ``log``; the child's id."""
+    gc.freeze()  # what is imported is not searched for garbage again and again in the children
     pid = os.fork()
     if pid:
+        gc.unfreeze()
         return pid
     code = 70
     with open(log, "a", encoding="utf-8") as said:
