@@ -242,8 +242,9 @@ def total_norm(gradients: Sequence[Tensor]) -> float:
     Of gradients that ``fully_shard`` has split it is the norm of the whole.
     """
     split = [gradient for gradient in gradients if is_split(gradient)]
-    whole = [gradient for gradient in gradients if not is_split(gradient)]
-    return math.hypot(_norm(whole), _norm(split)) if split else _norm(whole)
+    if not split:
+        return _norm(gradients)
+    return math.hypot(_norm([gradient for gradient in gradients if not is_split(gradient)]), _norm(split))
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:

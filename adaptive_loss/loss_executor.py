@@ -424,8 +424,8 @@ class LossExecutor(nn.Module):
         return StepRecord(self.signals.step, applied, reason, term, weights, losses, norm, events, cause)
 
     def _emit(self, events: Sequence[Event]) -> None:
-        self._events += events
-        self._fresh += events
+        self._events.extend(events)
+        self._fresh.extend(events)
 
     def _count_rejection(self, window: Window, rejection: Rejection) -> None:
         left_out = self._gate.strike(rejection, self.signals.step)

@@ -90,7 +90,7 @@ class SetPoint(Modulator):
 
     def after_step(self, context: Context) -> list[Event]:
         """Move every constraint that was there this step."""
-        means = context.signals.fast.mean
+        means = context.signals.fast
         for name, knob in self.knobs.items():
             i = self.terms.names.index(name)
             if context.present[i]:

@@ -46,25 +46,28 @@ _FIRST_STEPS = 10
 
 
 class Average:
-    """Exponential moving average of a [K] vector, corrected for its start; NaN entries are left out.
+    """Exponential moving averages of the entries of a vector, corrected for their start; NaN entries are left out.
 
     mean = m / (1 − βⁿ) with m ← βm + (1−β)x, n counted an entry.
+
+    Args:
+        decays: β of each entry, float64.
     """
 
-    def __init__(self, size: int, decay: float) -> None:
-        self.rate = torch.full((size,), 1 - decay, dtype=torch.float64)
-        self.sum, self.weight = torch.zeros_like(self.rate), torch.zeros_like(self.rate)
-        self.one = torch.ones_like(self.rate)
+    def __init__(self, decays: Tensor) -> None:
+        self.rate = 1 - decays
+        self.sum, self.weight = torch.zeros_like(decays), torch.zeros_like(decays)
+        self.one = torch.ones_like(decays)
 
     def update(self, values: Tensor) -> None:
-        """Take in one vector of values; [K]."""
+        """Take in one vector of values."""
         fresh = self.rate * ~torch.isnan(values)
         self.sum.lerp_(values.nan_to_num(0.0), fresh)
         self.weight.lerp_(self.one, fresh)
 
     @property
     def mean(self) -> Tensor:
-        """[K] the averages, NaN where no value has come yet."""
+        """The averages, NaN where no value has come yet."""
         return self.sum / self.weight
 
 
@@ -88,8 +91,9 @@ class Signals:
     def __init__(self, n_terms: int, total_steps: int | None) -> None:
         self.total_steps = total_steps
         self.step = 0
-        self.fast, self.slow = Average(n_terms, _FAST), Average(n_terms, _SLOW)
-        self.square = Average(n_terms, _SLOW)
+        self.n_terms = n_terms
+        # All in one vector, for a step's cost: K losses, K losses over longer, K squares, gradient norm, clips.
+        self.averages = Average(torch.tensor([_FAST] * n_terms + [_SLOW] * (2 * n_terms + 2), dtype=torch.float64))
         self.first = torch.full((n_terms,), math.nan, dtype=torch.float64)
         self.counts = torch.zeros(n_terms, dtype=torch.float64)
         self.signed = torch.zeros(n_terms, dtype=torch.bool)
@@ -100,7 +104,6 @@ class Signals:
         self.share = torch.full((n_terms,), 1.0 / n_terms, dtype=torch.float64)
         self.look_aheads = 0
         self.probe, self.probe_slope, self.probe_over_train = math.nan, 0.0, 0.0
-        self.norm_and_clips = Average(2, _SLOW)
         self.last_norm = math.nan
         self.first_rate = self.rate = math.nan
 
@@ -110,19 +113,20 @@ class Signals:
         """Advance by one accepted optimizer step; ``values`` are the terms' losses, [K], NaN where absent."""
         self.step += 1
         self.signed |= values <= 0
-        self.fast.update(values)
-        self.slow.update(values)
-        self.square.update(values * values)
-        fresh = (self.counts < _FIRST_STEPS) & ~torch.isnan(values)
-        if fresh.any():
-            self.counts += fresh
-            mean = torch.where(self.counts > 1, self.first, 0.0)
-            self.first = torch.where(fresh, mean + (values - mean) / self.counts, self.first)
+        gradient = torch.tensor([gradient_norm, clipped], dtype=torch.float64)
+        self.averages.update(torch.cat((values, values, values * values, gradient)))
+        early = self.counts < _FIRST_STEPS
+        if early.any():
+            self._update_first(values, early & ~torch.isnan(values))
         self.last_norm = gradient_norm
-        self.norm_and_clips.update(torch.tensor([gradient_norm, clipped], dtype=torch.float64))
         self.rate = learning_rate
         if math.isnan(self.first_rate):
             self.first_rate = learning_rate
+
+    def _update_first(self, values: Tensor, fresh: Tensor) -> None:
+        self.counts += fresh
+        mean = torch.where(self.counts > 1, self.first, 0.0)
+        self.first = torch.where(fresh, mean + (values - mean) / self.counts, self.first)
 
     def look(self, found: LookAhead, train: float) -> None:
         """Take in one look-ahead; ``train`` is the base term's (or the weighted total's) value of the same step.
@@ -147,6 +151,16 @@ class Signals:
         self.probe = objective
 
     @property
+    def fast(self) -> Tensor:
+        """[K] the losses' average over about 10 steps, NaN where none has come yet."""
+        return self.averages.mean[: self.n_terms]
+
+    @property
+    def slow(self) -> Tensor:
+        """[K] the losses' average over about 100 steps, NaN where none has come yet."""
+        return self.averages.mean[self.n_terms : 2 * self.n_terms]
+
+    @property
     def progress(self) -> float | None:
         """Share of the run that is done, or None where its length is unknown."""
         return None if self.total_steps is None else self.step / self.total_steps
@@ -166,14 +180,15 @@ class Signals:
     @property
     def spread(self) -> Tensor:
         """[K] running standard deviation of the losses."""
-        return (self.square.mean - self.slow.mean**2).clamp_min(0).sqrt()
+        _, slow, square, _ = self.averages.mean.split((*3 * (self.n_terms,), 2))
+        return (square - slow**2).clamp_min(0).sqrt()
 
     def term_features(self, weights: Tensor, set_point: Tensor, start: Tensor) -> Tensor:
         """[K, 9] in the order of ``TERM_FEATURES``, clipped to ±5; 0 where nothing is known yet. Arguments are [K]."""
         columns = (
-            self._ratio(self.fast.mean, self.slow.mean),
-            self._ratio(self.slow.mean, self.first) / 5,
-            self.spread.clamp_min(_TINY).log() - self.slow.mean.abs().clamp_min(_TINY).log(),
+            self._ratio(self.fast, self.slow),
+            self._ratio(self.slow, self.first) / 5,
+            self.spread.clamp_min(_TINY).log() - self.slow.abs().clamp_min(_TINY).log(),
             self.share.clamp_min(1e-12).log(),
             self.cos_base,
             self.cos_probe,
@@ -186,7 +201,7 @@ class Signals:
     def global_features(self) -> Tensor:
         """[11] in the order of ``GLOBAL_FEATURES``, clipped to ±5; 0 where nothing is known yet."""
         progress = self.progress or 0.0
-        mean_norm, clip_rate = self.norm_and_clips.mean.tolist()
+        mean_norm, clip_rate = self.averages.mean[-2:].tolist()
         values = [math.tanh(10 * (progress - centre)) for centre in _PROGRESS_CENTRES]
         values += [
             10 * self.probe_slope,

@@ -51,7 +51,6 @@ class SpikeGate:
         self.absent = torch.zeros(n_terms, dtype=torch.int64)
         self.limits = torch.full((n_terms,), math.inf, dtype=torch.float64)
         self.accepted = 0
-        self._columns = torch.arange(n_terms)
         self._refresh = max(_REFRESH, min(n_terms // 8, size))
 
     def worst(self, values: Tensor, present: Tensor) -> int | None:
@@ -68,8 +67,8 @@ class SpikeGate:
         of those in ``held``, [K] bool, is judged by its old window however long it is away.
         """
         fresh, size = ~torch.isnan(values), len(self.window)
-        rows = self.stored % size
-        self.window[rows, self._columns] = torch.where(fresh, values, self.window[rows, self._columns])
+        row = (self.stored % size).unsqueeze(0)
+        self.window.scatter_(0, row, torch.where(fresh, values, self.window.gather(0, row)))
         self.stored += fresh
         away = self.absent + (1 if held is None else ~held)
         self.absent = torch.where(fresh, 0, away)
@@ -86,7 +85,7 @@ class SpikeGate:
 
     def last(self) -> list[float]:
         """The last accepted value of each term, NaN where there is none."""
-        return self.window[(self.stored - 1) % len(self.window), self._columns].tolist()
+        return self.window.gather(0, ((self.stored - 1) % len(self.window)).unsqueeze(0))[0].tolist()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and numbers."""

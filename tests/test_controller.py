@@ -146,9 +146,9 @@ def test_permuting_the_auxiliaries_permutes_the_moves() -> None:
     law = replace(BUSY, calibration=0.5)
     one, other = controller_at(law, tuple("abcd")), controller_at(law, tuple("adbc"))
     signals, permuted = looked(gain, share), looked([gain[i] for i in order], [share[i] for i in order])
+    entries = [4 * kind + i for kind in range(3) for i in order] + [12, 13]
     for name in ("sum", "weight"):
-        for average in ("fast", "slow", "square"):
-            setattr(getattr(permuted, average), name, getattr(getattr(signals, average), name)[order])
+        setattr(permuted.averages, name, getattr(signals.averages, name)[entries])
     permuted.first = signals.first[order]
     one.after_step(context_of(signals, 4))
     other.after_step(context_of(permuted, 4))

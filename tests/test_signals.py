@@ -33,7 +33,7 @@ def feature(signals: Signals, name: str, weights: Tensor = ONE, set_point: Tenso
 
 
 def test_average_by_hand() -> None:
-    average = Average(2, 0.5)
+    average = Average(vector(0.5, 0.5))
     assert average.mean.isnan().all()
     average.update(vector(4.0, math.nan))
     assert average.mean.tolist()[0] == 4.0 and average.mean[1].isnan()
@@ -244,4 +244,4 @@ def test_the_saved_state_is_a_copy() -> None:
     signals.update(ONE * 9)
     again = Signals(1, 10)
     again.load_state_dict(state)
-    assert again.step == 1 and again.fast.mean.tolist() == pytest.approx([1.0])
+    assert again.step == 1 and again.fast.tolist() == pytest.approx([1.0])

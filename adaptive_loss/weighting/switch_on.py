@@ -170,7 +170,7 @@ class SwitchOn(Weighting):
         self.state = self.state.clone()
         self.state[5] = context.step
         base = self.terms.base_index
-        level = math.nan if base is None else float(context.signals.fast.mean[base])
+        level = math.nan if base is None else float(context.signals.fast[base])
         if not self.on:
             return self._switch(context, level) if self._ready(context) else ()
         return self._take_back(context, level) if self._worse(level) else ()
