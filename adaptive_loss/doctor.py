@@ -84,7 +84,7 @@ def _version(name: str) -> str | None:
 def _torch() -> dict[str, Any]:
     import torch
 
-    from adaptive_loss.trainer.loop import has_bf16
+    from adaptive_loss.trainer.training import has_bf16
 
     cuda = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     bf16 = has_bf16(torch.device(resolve_device("auto")))

@@ -24,6 +24,7 @@ from adaptive_loss.events import Event
 from adaptive_loss.modes import modes
 from adaptive_loss.trainer import loop
 from adaptive_loss.trainer.stopping import StopRequest
+from adaptive_loss.trainer.training import prepare, shares
 from adaptive_loss.utils.config import RunConfig
 from tests.reliability.bits import differences
 
@@ -170,7 +171,7 @@ def test_a_preemption_notice_saves_and_leaves(tmp_path: Path) -> None:
 
 def test_events_of_an_epoch_s_end_are_in_the_checkpoint_s_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The executor hands them out at the next step, which a resumed run has not taken.
-    kind = type(loop.prepare(CONFIG, data()).executor)
+    kind = type(prepare(CONFIG, data()).executor)
     inner = kind.end_epoch
 
     def end_epoch(self: Any, **metrics: float) -> None:
@@ -200,7 +201,7 @@ def test_same_seed_same_row_and_another_seed_another(mode: str, tmp_path: Path) 
 
 def test_every_global_generator_is_seeded() -> None:
     def drawn() -> list[float]:
-        loop.prepare(CONFIG, data())
+        prepare(CONFIG, data())
         return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
 
     assert drawn() == drawn()
@@ -209,7 +210,7 @@ def test_every_global_generator_is_seeded() -> None:
 def test_modes_share_initialisation_and_order_and_differ_in_adaptation_alone(tmp_path: Path) -> None:
     first = {}
     for mode in ("baseline", "lookahead_only", "full"):
-        training = loop.prepare(replace(CONFIG, mode=mode), data())
+        training = prepare(replace(CONFIG, mode=mode), data())
         losses = training.task.losses(next(iter(training.batches)))
         first[mode] = {name: float(loss.detach()) for name, loss in losses.items()}
     assert first["baseline"] == first["lookahead_only"] == first["full"]
@@ -242,8 +243,8 @@ def test_a_run_told_to_leaves_the_test_split_unread(tmp_path: Path, monkeypatch:
 
 
 def test_base_only_trains_on_the_base_alone_and_base_only_all_on_all_held_in_data() -> None:
-    alone = loop.prepare(replace(CONFIG, mode="base_only"), data())
-    whole = loop.prepare(replace(CONFIG, mode="base_only_all"), data())
+    alone = prepare(replace(CONFIG, mode="base_only"), data())
+    whole = prepare(replace(CONFIG, mode="base_only_all"), data())
     assert set(alone.task.losses(torch.arange(10))) == {"cross_entropy"}
     assert [w for w in alone.executor.weights.values() if w] == [1.0]
     assert len(alone.task.splits["train"]) == 1000 and len(whole.task.splits["train"]) == 1300
@@ -264,7 +265,7 @@ def test_a_run_that_never_stepped_is_none(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_start_weights_are_honoured_in_every_mode() -> None:
     for mode in ("baseline", "full", "base_only"):
-        training = loop.prepare(replace(CONFIG, mode=mode, weights={"mixup": 0.5, "confidence": 0.0}), data())
+        training = prepare(replace(CONFIG, mode=mode, weights={"mixup": 0.5, "confidence": 0.0}), data())
         weights = training.executor.weights
         assert weights["mixup"] == (0.0 if mode == "base_only" else 0.5) and weights["confidence"] == 0.0
         assert "confidence" not in training.task.losses(torch.arange(10))
@@ -283,7 +284,7 @@ def test_the_number_of_threads_and_the_test_split_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, asked = torch.get_num_threads(), []
-    kind = type(loop.prepare(CONFIG, data()).task)
+    kind = type(prepare(CONFIG, data()).task)
     inner = kind.evaluate
     monkeypatch.setattr(kind, "evaluate", lambda self, split: asked.append(split) or inner(self, split))
     loop.run(CONFIG, tmp_path, quiet=True)
@@ -304,5 +305,5 @@ def test_a_run_that_is_lost_raises_and_leaves_no_result(tmp_path: Path) -> None:
 
 
 def test_shares() -> None:
-    assert loop.shares({"a": 3.0, "b": -1.0}, {"a": 1.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
-    assert loop.shares({"a": 0.0}, {"a": 1.0}) == {"a": 0.0}
+    assert shares({"a": 3.0, "b": -1.0}, {"a": 1.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
+    assert shares({"a": 0.0}, {"a": 1.0}) == {"a": 0.0}

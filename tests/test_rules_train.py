@@ -17,7 +17,8 @@ from adaptive_loss import catalogue
 from adaptive_loss.data.base import Dataset
 from adaptive_loss.data.digits import load
 from adaptive_loss.errors import UsageError
-from adaptive_loss.trainer import loop, train_task
+from adaptive_loss.trainer import train_task
+from adaptive_loss.trainer.training import prepare
 from adaptive_loss.utils.config import RunConfig
 from adaptive_loss.weighting import TORCHJD, weightings
 from adaptive_loss.weighting._torchjd_methods import METHODS
@@ -50,13 +51,11 @@ def digits() -> Dataset:
 def trained(rule: str) -> float:
     """The VAE's mean total over the last ten of fifty steps under the rule."""
     config = RunConfig(task="vae", dataset="digits", weighting=rule, epochs=1, batch_size=20, lr=3e-3, precision="fp32")
-    training = loop.prepare(config, digits())
+    training = prepare(config, digits())
     task, executor, totals = training.task, training.executor, []
     for _, rows in zip(range(STEPS), training.batches, strict=False):
-        training.optimizer.zero_grad()
         losses = task.losses(rows)
-        executor(losses, tap=task.tap).backward()
-        assert executor.step(training.optimizer).applied
+        assert training.learner.learn(losses, task.tap).applied
         totals.append(sum(float(loss.detach()) for loss in losses.values()))
     assert len(totals) == STEPS and all(math.isfinite(weight) for weight in executor.weights.values())
     return sum(totals[-10:]) / 10

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from adaptive_loss.data.base import Dataset, Split
+from adaptive_loss.data.points import PointDataset, Points
 from adaptive_loss.errors import UsageError
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.utils.config import RunConfig
 
 EVALUATION_BATCH = 500
+PEAK = 3.0
+"""The one-cycle schedule rises from ``--lr`` to this many times it, then falls to almost 0."""
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """A network that is trained beside the task's own, by an optimizer and an executor of its own: a discriminator.
+
+    Args:
+        name: of the network.
+        terms: what it is trained on, the base first; their names are no other's in the task.
+    """
+
+    name: str
+    terms: tuple[str, ...]
 
 
 class Task(ABC):
@@ -29,13 +47,21 @@ class Task(ABC):
         train: the split to train on; None takes ``data.train``.
 
     Raises:
-        UsageError: the run asks for an objective or a model that the task does not have.
+        UsageError: the run asks for a dataset, an objective or a model that the task does not have.
     """
 
     terms: ClassVar[tuple[str, ...]]
     """Names of the terms in order, the base first."""
     base: ClassVar[str | None]
     """The term whose weight stays put."""
+    opponents: ClassVar[tuple[Opponent, ...]] = ()
+    """The networks that are trained beside ``model``, in the order in which they step, each before ``model`` does."""
+    datasets: ClassVar[tuple[str, ...]] = ("digits", "fashion_mnist", "cifar10")
+    """What it can be trained on (``--dataset``), the default first."""
+    customary: ClassVar[Mapping[str, float]] = {}
+    """The fixed weights that are published or usual, which ``--mode customary`` takes; 1 where not named."""
+    metric: ClassVar[str] = "loss"
+    """What of ``evaluate()`` weights are chosen by; lower is better, but for ``accuracy``."""
     objectives: ClassVar[tuple[str, ...]] = ()
     """What the probe may measure (``--objective``), the default first."""
     models: ClassVar[tuple[str, ...]] = ()
@@ -45,10 +71,11 @@ class Task(ABC):
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "subset": 500}
     """Settings of ``--smoke``: ten seconds at most, to see that it runs."""
     model: nn.Module
+    """What the terms train."""
     probe: held_out | sample_quality
     """The objective on the probe split."""
     source: Mapping[str, object]
-    """Where the images come from, with their hash."""
+    """Where the data come from, with their hash."""
     holds_out: bool
     """Whether the select split is kept from training, so that it may be measured on."""
     tap: Tensor | Sequence[Tensor] | None = None
@@ -57,38 +84,78 @@ class Task(ABC):
     def __init__(
         self,
         config: RunConfig,
-        data: Dataset,
+        data: Dataset | PointDataset,
         device: torch.device,
         *,
         wanted: Collection[str] | None = None,
-        train: Split | None = None,
+        train: Split | Points | None = None,
     ) -> None:
-        _check_choice("objective", config.objective, self.objectives)
-        _check_choice("model", config.model, self.models)
+        check_dataset(config.dataset, self.datasets)
+        check_choice("objective", config.objective, self.objectives)
+        check_choice("model", config.model, self.models)
         self.config, self.device = config, device
         self.source, self.holds_out = data.provenance, train is None
-        self.wanted = frozenset(self.terms if wanted is None else wanted)
-        chosen = {"train": train or data.train, "probe": data.probe, "select": data.select, "test": data.test}
-        self.splits = {name: Split(split.images.to(device), split.labels.to(device)) for name, split in chosen.items()}
-        self.mean, self.std = data.mean.to(device), data.std.to(device)
+        self.wanted = frozenset(self.all_terms() if wanted is None else wanted)
+
+    @classmethod
+    def all_terms(cls) -> tuple[str, ...]:
+        """The task's terms, then its opponents'."""
+        return cls.terms + tuple(term for opponent in cls.opponents for term in opponent.terms)
 
     @abstractmethod
     def losses(self, rows: Tensor) -> LossTerms:
-        """The wanted terms on the training images ``rows`` (indices); a term may be absent this step."""
+        """The wanted terms on the training examples ``rows`` (indices); a term may be absent this step."""
 
     @abstractmethod
     def evaluate(self, split: str) -> Mapping[str, float]:
         """Metrics on a whole split; ``loss`` (lower is better) always among them, ``accuracy`` where there is one."""
 
+    def opponent(self, name: str) -> nn.Module:
+        """The network of one of ``opponents``."""
+        raise NotImplementedError
+
+    def opponent_losses(self, name: str, rows: Tensor) -> LossTerms:
+        """An opponent's wanted terms on the training examples ``rows``, the same as ``losses()`` gets after it."""
+        raise NotImplementedError
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """What steps ``model`` or an opponent."""
+        return torch.optim.Adam(parameters, lr=self.config.lr)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+        """The learning rate over a run of ``steps``."""
+        return OneCycleLR(optimizer, PEAK * self.config.lr, total_steps=max(steps, 2), div_factor=PEAK)
+
     def after_step(self) -> None:
-        """Called after every optimizer step, applied or skipped."""
+        """Called after every optimizer step of ``model``, applied or skipped."""
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """What a person looks at, by name: images ``[N, C, H, W]`` in 0 to 1, of the same inputs at every call."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What besides the model must survive a restart."""
+        """What besides the networks must survive a restart."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
+
+
+class ImageTask(Task):
+    """A task on images.
+
+    Attributes:
+        splits: train, probe, select and test, on the device.
+        mean, std: [C] of the training images, in units of full scale.
+    """
+
+    def __init__(self, config: RunConfig, data: Dataset, device: torch.device, **options: Any) -> None:
+        super().__init__(config, data, device, **options)
+        held = options.get("train")
+        train = data.train if held is None else held
+        chosen = {"train": train, "probe": data.probe, "select": data.select, "test": data.test}
+        self.splits = {name: Split(split.images.to(device), split.labels.to(device)) for name, split in chosen.items()}
+        self.mean, self.std = data.mean.to(device), data.std.to(device)
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The images and labels of a whole split, in pieces."""
@@ -97,6 +164,28 @@ class Task(ABC):
             yield data.images[start : start + EVALUATION_BATCH], data.labels[start : start + EVALUATION_BATCH]
 
 
-def _check_choice(flag: str, wanted: str | None, choices: Sequence[str]) -> None:
+class PointTask(Task):
+    """A task on points: a function, a distribution or an equation in a few dimensions.
+
+    Attributes:
+        splits: train, probe, select and test, on the device.
+    """
+
+    def __init__(self, config: RunConfig, data: PointDataset, device: torch.device, **options: Any) -> None:
+        super().__init__(config, data, device, **options)
+        held = options.get("train")
+        train = data.train if held is None else held
+        chosen = {"train": train, "probe": data.probe, "select": data.select, "test": data.test}
+        self.splits = {name: Points(part.inputs.to(device), part.targets.to(device)) for name, part in chosen.items()}
+
+
+def check_dataset(name: str, choices: Sequence[str]) -> None:
+    """Raise :class:`UsageError` where a dataset of the package is none of the task's; one from outside may pass."""
+    if ":" not in name:
+        check_choice("dataset", name, choices)
+
+
+def check_choice(flag: str, wanted: str | None, choices: Sequence[str]) -> None:
+    """Raise :class:`UsageError` where a flag's value is none of the task's ``choices``; None is the task's own."""
     if wanted is not None and wanted not in choices:
         raise UsageError(f"--{flag} {wanted} is not one of this task's; choose from: {', '.join(choices) or 'none'}")

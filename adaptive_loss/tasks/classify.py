@@ -17,7 +17,7 @@ from adaptive_loss.models.simple_cnn import SimpleCNN
 from adaptive_loss.probes import held_out
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
-from adaptive_loss.tasks.base import Task
+from adaptive_loss.tasks.base import ImageTask
 
 TEACHER_DECAY = 0.98
 TEMPERATURE = 0.1
@@ -89,7 +89,7 @@ class MeanTeacher:
 
 
 @tasks.register("classify")
-class Classify(Task):
+class Classify(ImageTask):
     """Terms of a classifier; ``mixup`` and the teacher need a pass of their own.
 
     - ``cross_entropy`` (base): on the augmented batch.

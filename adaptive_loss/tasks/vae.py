@@ -19,7 +19,7 @@ from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks._sample_metrics import sample_metrics
-from adaptive_loss.tasks.base import Task
+from adaptive_loss.tasks.base import ImageTask
 
 PROBE_BATCH = 64
 CONVOLUTIONAL_FROM = 16
@@ -37,7 +37,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 @tasks.register("vae")
-class VariationalAutoencoder(Task):
+class VariationalAutoencoder(ImageTask):
     """Terms ``reconstruction`` (base) and ``kl``, both in nats an image.
 
     The objective ``elbo`` is −ELBO, their plain sum: probing the reconstruction alone would drive the KL's weight to

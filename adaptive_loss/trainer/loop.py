@@ -6,89 +6,31 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import Tensor
 
-from adaptive_loss.checkpoint import Checkpoints, Stateful, gather, restore, save_file
+from adaptive_loss.checkpoint import Checkpoints, save_file
 from adaptive_loss.data import datasets
-from adaptive_loss.data.base import Batches, Dataset
-from adaptive_loss.errors import UsageError
-from adaptive_loss.loss_executor import LossExecutor, StepRecord
+from adaptive_loss.data.base import Dataset
+from adaptive_loss.data.points import PointDataset
+from adaptive_loss.loss_executor import StepRecord
 from adaptive_loss.loss_monitor import LossMonitor
-from adaptive_loss.modes import modes
-from adaptive_loss.modes.base import Mode
 from adaptive_loss.records import json_dump, provenance, write_atomic
-from adaptive_loss.seeding import own_generator, seed_global
-from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 from adaptive_loss.trainer.keeping import Keeper
 from adaptive_loss.trainer.stopping import Lead, StopRequest
 from adaptive_loss.trainer.studies import CHECKPOINTS
-from adaptive_loss.utils.config import RunConfig, core_count, resolve_device, start_weights, to_json, validate
+from adaptive_loss.trainer.training import Training, prepare
+from adaptive_loss.utils.config import RunConfig, core_count, to_json, validate
 from adaptive_loss.utils.logging import Progress, RunLogger, progress
-from adaptive_loss.utils.performance import Timer, peak_memory_mb, throughput
+from adaptive_loss.utils.performance import peak_memory_mb, throughput
 
-PEAK = 3.0
-"""The one-cycle schedule rises from ``--lr`` to this many times it, then falls to almost 0."""
 LOG_EVERY = 10
-
-
-@dataclass
-class Training:
-    """Everything of one run that moves.
-
-    Args:
-        wall, timer: seconds of the whole run, and of its training steps alone.
-        step: optimizer steps tried, applied or skipped.
-        interventions: events so far.
-        epoch_sums: term → sum and number of its losses in this epoch.
-    """
-
-    task: Task
-    executor: LossExecutor
-    optimizer: torch.optim.Optimizer
-    scheduler: OneCycleLR
-    batches: Batches
-    autocast: AbstractContextManager[Any]
-    wall: Timer = field(default_factory=Timer)
-    timer: Timer = field(default_factory=Timer)
-    step: int = 0
-    interventions: int = 0
-    epoch_sums: dict[str, list[float]] = field(default_factory=dict)
-
-    @property
-    def in_epoch(self) -> bool:
-        """Whether an epoch is under way."""
-        return self.step % len(self.batches) != 0
-
-    def state_dict(self, log: RunLogger) -> dict[str, Any]:
-        """What a checkpoint holds: all that moves, how far ``log`` has come, and the configuration."""
-        seconds = [self.wall.seconds, self.timer.seconds]
-        counters = {"step": self.step, "interventions": self.interventions, "epoch_sums": self.epoch_sums}
-        return gather(self._parts(log), **counters, seconds=seconds) | {"config": to_json(self.task.config)}
-
-    def load_state_dict(self, state: Mapping[str, Any], log: RunLogger) -> None:
-        """Go on from :meth:`state_dict`, with ``log`` cut back to it."""
-        counters = restore(state, self._parts(log))
-        self.wall.before, self.timer.before = counters["seconds"]
-        self.step, self.interventions = counters["step"], counters["interventions"]
-        self.epoch_sums = counters["epoch_sums"]
-
-    def _parts(self, log: RunLogger) -> dict[str, Stateful]:
-        return {
-            "model": self.task.model,
-            "task": self.task,
-            "executor": self.executor,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "batches": self.batches,
-            "log": log,
-        }
 
 
 def run(config: RunConfig, folder: Path, *, quiet: bool = False, lead: Lead | None = None) -> dict[str, object]:
@@ -148,37 +90,6 @@ def _begin(folder: Path, checkpoints: Checkpoints, resume: bool) -> dict[str, An
     return state
 
 
-def prepare(config: RunConfig, data: Dataset) -> Training:
-    """Build a run; every part draws from a generator of its own, so switching one on changes no other."""
-    device = torch.device(resolve_device(config.device))
-    mode: Mode = modes.get(config.mode)()
-    kind: type[Task] = tasks.get(config.task)
-    weights = start_weights(config, kind.terms)
-    if kind.base is not None and weights[kind.base] == 0:
-        raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
-    if mode.base_only:
-        weights = {name: weight if name == kind.base else 0.0 for name, weight in weights.items()}
-    seed_global(config.seed)
-    wanted = [name for name, weight in weights.items() if weight > 0]
-    task = kind(config, data, device, wanted=wanted, train=data.held_in if mode.all_data else None)
-    n_train = len(task.splits["train"])
-    batches = Batches(n_train, config.batch_size, own_generator(config.seed, "order"))
-    total = config.epochs * len(batches)
-    modulators = mode.modulators()
-    executor = LossExecutor(
-        weights,
-        base=kind.base,
-        weighting=config.weighting,
-        modulators=modulators,
-        probe=task.probe if modulators else None,
-        total_steps=total,
-        seed=config.seed,
-    )
-    optimizer = torch.optim.Adam([*task.model.parameters(), *executor.parameters()], lr=config.lr)
-    scheduler = OneCycleLR(optimizer, PEAK * config.lr, total_steps=max(total, 2), div_factor=PEAK)
-    return Training(task, executor, optimizer, scheduler, batches, _autocast(config.precision, device))
-
-
 def _train(training: Training, config: RunConfig, log: RunLogger, bar: Progress, keeper: Keeper) -> None:
     """The epochs that are left; saves between steps, but not between an epoch's last step and its row."""
 
@@ -196,21 +107,31 @@ def train_epoch(
     training: Training, log: RunLogger, bar: Progress, between_steps: Callable[[], None] = lambda: None
 ) -> None:
     """One pass over the training split, or what is left of it."""
-    task, executor = training.task, training.executor
-    task.model.train()
+    for learner in training.learners:
+        learner.network.train()
     for rows in training.batches:
-        with training.autocast:
-            losses = task.losses(rows)
-        training.optimizer.zero_grad()
-        executor(losses, tap=task.tap if "gradients" in executor.weighting.needs else None).backward()
-        record = executor.step(training.optimizer)
-        task.after_step()
-        training.scheduler.step()
+        record = _step(training, rows)
         training.step += 1
         _log_step(training, record, log)
         bar.update(1, ", ".join(f"{name} {value:.3g}" for name, value in record.losses.items()))
         if training.in_epoch:
             between_steps()
+
+
+def _step(training: Training, rows: Tensor) -> StepRecord:
+    """A step of every network, the opponents first: of the model's record, the losses and weights are all of theirs."""
+    task, losses, weights = training.task, {}, {}
+    for name, opponent in training.opponents.items():
+        with training.autocast:
+            theirs = task.opponent_losses(name, rows)
+        record = opponent.learn(theirs)
+        losses |= record.losses
+        weights |= record.weights
+    with training.autocast:
+        own = task.losses(rows)
+    record = training.learner.learn(own, task.tap if "gradients" in training.executor.weighting.needs else None)
+    task.after_step()
+    return replace(record, losses={**record.losses, **losses}, weights={**record.weights, **weights})
 
 
 def _log_step(training: Training, record: StepRecord, log: RunLogger) -> None:
@@ -223,23 +144,17 @@ def _log_step(training: Training, record: StepRecord, log: RunLogger) -> None:
     if record.applied and record.step % LOG_EVERY == 0:
         scalars = {f"loss/{name}": value for name, value in record.losses.items()}
         scalars |= {f"weight/{name}": value for name, value in record.weights.items()}
-        scalars |= {f"share/{name}": value for name, value in shares(record.losses, record.weights).items()}
-        scalars |= {"gradient_norm": record.gradient_norm, "skipped_steps": training.executor.skipped_steps}
+        scalars |= {f"share/{name}": value for name, value in training.shares(record.losses).items()}
+        scalars |= {"gradient_norm": record.gradient_norm, "skipped_steps": training.skipped_steps}
         scalars["interventions"] = training.interventions
         log.scalars(record.step, scalars)
 
 
 def _log_events(training: Training, log: RunLogger) -> None:
-    for event in training.executor.drain_events():
-        training.interventions += 1
-        log.event(event.step, event.kind, event.reason, **event.details)
-
-
-def shares(losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """Each term's share of Σⱼ wⱼ|Lⱼ|."""
-    mass = {name: weights[name] * abs(value) for name, value in losses.items()}
-    whole = sum(mass.values())
-    return {name: value / whole if whole > 0 else 0.0 for name, value in mass.items()}
+    for learner in training.learners:
+        for event in learner.executor.drain_events():
+            training.interventions += 1
+            log.event(event.step, event.kind, event.reason, **event.details)
 
 
 def _end_epoch(training: Training, log: RunLogger) -> None:
@@ -249,10 +164,9 @@ def _end_epoch(training: Training, log: RunLogger) -> None:
     means = {name: total / count for name, (total, count) in training.epoch_sums.items()}
     executor.end_epoch(**select)
     row: dict[str, float | int | str | None] = {"epoch": epoch, "step": executor.signals.step}
-    row |= {f"loss_{name}": means.get(name) for name in task.terms}
-    row |= {f"weight_{name}": executor.weights[name] for name in task.terms}
-    row |= {f"share_{name}": shares(means, executor.weights).get(name) for name in task.terms}
-    row |= {**select, "skipped_steps": executor.skipped_steps, "interventions": training.interventions}
+    for prefix, values in (("loss", means), ("weight", training.weights), ("share", training.shares(means))):
+        row |= {f"{prefix}_{name}": values.get(name) for name in task.all_terms()}
+    row |= {**select, "skipped_steps": training.skipped_steps, "interventions": training.interventions}
     log.epoch(row)
     log.scalars(executor.signals.step, {name.replace("_", "/", 1): value for name, value in select.items()})
     _log_events(training, log)  # a checkpoint holds none that wait
@@ -279,7 +193,7 @@ def _result(config: RunConfig, training: Training) -> dict[str, object]:
         "test_accuracy": metrics.pop("test_accuracy", None),
         "test_loss": metrics.pop("test_loss", None),
         "select_accuracy": metrics.pop("select_accuracy", None),
-        "skipped_steps": executor.skipped_steps,
+        "skipped_steps": training.skipped_steps,
         "interventions": training.interventions,
         "train_seconds": round(training.wall.seconds, 3),
     }
@@ -306,22 +220,9 @@ def _check_trained(training: Training, metrics: Mapping[str, float]) -> None:
             raise RuntimeError(f"the trained model's {name.replace('_', ' ')} is {metrics[name]}")
 
 
-def _load(config: RunConfig) -> Dataset:
+def _load(config: RunConfig) -> Dataset | PointDataset:
     size = {} if config.subset is None else {"subset": config.subset}
     return datasets.get(config.dataset)(config.data_dir, seed=config.data_seed, **size)
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 autocast where it was asked for, or by itself where the processor computes in bf16."""
-    wanted = precision == "bf16" or (precision == "auto" and has_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the processor has bf16 arithmetic, not merely a slow emulation of it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

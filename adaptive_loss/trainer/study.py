@@ -32,8 +32,8 @@ from adaptive_loss.utils.config import (
 )
 
 # A study's name for a mode, where the run itself is another mode: a phase-1 run calls the full system `adaptive`,
-# and `tuned` is the baseline with the weights that a search found.
-RUN_AS = {"adaptive": "full", "tuned": "baseline"}
+# and `tuned` and `customary` are the baseline with weights that a search found, or that the task says are usual.
+RUN_AS = {"adaptive": "full", "tuned": "baseline", "customary": "baseline"}
 
 
 def mode_name(given: str, flag: str) -> str:
@@ -77,7 +77,8 @@ class Study:
         return [self._spec(mode, seed) for mode in self.modes for seed in self.seeds]
 
     def _spec(self, mode: str, seed: int) -> Spec:
-        weights = self.tuned if mode == "tuned" and self.tuned is not None else self.settings.weights
+        found = mode == "tuned" and self.tuned is not None
+        weights = self.tuned if found and self.tuned else given_weights(self.settings, mode)
         config = run_config(self.settings, mode=RUN_AS.get(mode, mode), seed=seed, weights=dict(weights))
         return Spec(mode, config, self.folder / mode / f"seed_{seed}")
 
@@ -102,16 +103,30 @@ def task_terms(settings: Settings) -> list[str]:
     """The names of the task's terms, the base first."""
     from adaptive_loss.tasks import tasks
 
-    return list(tasks.get(settings.task).terms)
+    return list(tasks.get(settings.task).all_terms())
+
+
+def given_weights(settings: Settings, mode: str) -> Mapping[str, float]:
+    """The start weights of a mode's runs: those given, or the task's customary ones."""
+    if mode != "customary":
+        return settings.weights
+    from adaptive_loss.tasks import tasks
+
+    return tasks.get(settings.task).customary
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise :class:`UsageError` where the device asked for is not there, or a weight is not one of a term.
+    """Raise :class:`UsageError` where the device or the task's dataset is not there, or a weight is not one of a term.
 
-    Both need torch, so a command that asks for neither is spared its import.
+    The device and the weights need torch, so a command that asks for neither, of the first task, is spared its import.
     """
     if settings.device == "cuda":
         resolve_device(settings.device)
+    if settings.task != Settings.task:
+        from adaptive_loss.tasks import tasks
+        from adaptive_loss.tasks.base import check_dataset
+
+        check_dataset(settings.dataset, tasks.get(settings.task).datasets)
     if settings.weights:
         from adaptive_loss.tasks import tasks
 

@@ -23,8 +23,8 @@ class Flags(SingleFlags):
 
     task: tyro.conf.Positional[str] = "classify"
     """What is learned: a file name in adaptive_loss/tasks."""
-    dataset: str = "digits"
-    """Which images: digits (embedded), fashion_mnist or cifar10 (each downloaded once)."""
+    dataset: str = ""
+    """What it is learned on, a file name in adaptive_loss/data; the task's own first where none is given."""
     adaptive: bool = False
     """Short for --mode full: the whole adaptive system."""
     mode: str | None = None
@@ -50,20 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _shortened(flags: Flags) -> Flags:
-    """``flags`` with the settings of ``--quick`` or ``--smoke`` in place of what was left at its default."""
-    if not (flags.quick or flags.smoke):
-        return flags
+    """``flags`` with the task's own dataset, or settings of ``--quick`` and ``--smoke``, where none were given."""
     from adaptive_loss.tasks import tasks
 
-    form = "smoke" if flags.smoke else "quick"
-    return replace(
-        flags,
-        **{
-            name: value
-            for name, value in getattr(tasks.get(flags.task), form).items()
-            if getattr(flags, name) == getattr(Flags, name)
-        },
-    )
+    kind = tasks.get(flags.task)
+    form = kind.smoke if flags.smoke else kind.quick if flags.quick else {}
+    own = {"dataset": kind.datasets[0], **form}
+    return replace(flags, **{name: own[name] for name in own if getattr(flags, name) == getattr(Flags, name)})
 
 
 if __name__ == "__main__":
