@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from adaptive_loss.models import models
@@ -9,7 +11,7 @@ from adaptive_loss.models import models
 
 @models.register("mlp")
 class MLP(nn.Module):
-    """``depth`` hidden layers of tanh units and a linear output; Xavier-normal weights, biases 0 (Glorot & Bengio 2010).
+    """``depth`` hidden layers of tanh units, then a linear one; Xavier-normal weights (Glorot & Bengio 2010), biases 0.
 
     Args:
         inputs, outputs: sizes of a point and of what is predicted there.
@@ -25,7 +27,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int = 50, depth: int = 3) -> None:
         super().__init__()
         sizes = [inputs, *[width] * depth]
-        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.Tanh())]
+        hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, outputs))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
