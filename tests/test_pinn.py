@@ -59,7 +59,7 @@ def test_burgers_residual_by_hand() -> None:
 def test_helmholtz_residual_by_hand() -> None:
     # At (½, ⅛): u = ¼/512, u_xx = 2/512, u_yy = 6·¼·⅛, and q = (1 − 17π²)·sin(π/2)·sin(π/2).
     found = helmholtz_residual(Polynomial(), torch.tensor([[0.5, 0.125]]))
-    assert float(found) == pytest.approx(2.25 / 512 + 6 / 32 - (1 - 17 * PI**2), rel=1e-6)
+    assert float(found.detach()) == pytest.approx(2.25 / 512 + 6 / 32 - (1 - 17 * PI**2), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,10 +67,10 @@ def test_the_known_solution_leaves_nothing_over(name: str) -> None:
     problem, task = PROBLEMS[name], build(name)
     task.model.forward = problem.solution  # type: ignore[method-assign]
     inputs = task.splits["train"].inputs.double()
-    size = torch.cat([problem.residual(torch.zeros_like, inputs), torch.ones(1)]).abs().max()
-    assert float(problem.residual(problem.solution, inputs).abs().max()) < 1e-8 * float(size)
-    assert float(task.losses(torch.arange(1))["boundary"]) < 1e-10
-    assert task.evaluate("test")["relative_l2"] < 1e-5
+    assert float(problem.residual(problem.solution, inputs).detach().abs().max()) < 1e-8
+    losses = task.losses(torch.arange(1))
+    assert all(float(losses[name].detach()) < 1e-8 for name in losses if name != "residual")
+    assert task.evaluate("test")["relative_l2"] < 1e-4  # float32
 
 
 def test_borders_lie_where_they_should() -> None:
@@ -94,9 +94,9 @@ def test_terms_from_their_formulas() -> None:
     assert list(found) == list(task.terms)
     left_over = burgers_residual(task.model, task.splits["train"].inputs[rows])
     wanted = {
-        "residual": sum(float(r) ** 2 for r in left_over) / 32,
-        "boundary": sum(float(u) ** 2 for u in task.model(boundary)) / 100,
-        "initial": float((task.model(begins)[:, 0] + torch.sin(PI * begins[:, 1])).square().mean()),
+        "residual": sum(float(r) ** 2 for r in left_over.detach()) / 32,
+        "boundary": sum(float(u) ** 2 for u in task.model(boundary).detach()) / 100,
+        "initial": float((task.model(begins)[:, 0] + torch.sin(PI * begins[:, 1])).detach().square().mean()),
     }
     assert {name: float(loss.detach()) for name, loss in found.items()} == pytest.approx(wanted, rel=1e-5)
 

@@ -108,9 +108,9 @@ class PhysicsInformed(PointTask):
     - ``initial``: mean (û − u₀)² over 100 points of the line t = 0; never there for ``helmholtz``, which has no time.
 
     The objective ``measured`` is the mean squared error at the probe split's points, where the solution is known; no
-    term reads it. ``evaluate`` gives ``loss``, the mean squared error on a split, and ``relative_l2`` = ‖û − u‖/‖u‖, which
-    is what papers report. All weights 1 is what Raissi et al. (2019) and the plain network of Wang et al. (2021) train
-    with; the latter add the four sides' means up, which is a ``boundary`` of 4 here.
+    term reads it. ``evaluate`` gives ``loss``, the mean squared error on a split, and ``relative_l2`` = ‖û − u‖/‖u‖, as
+    papers report it. All weights 1 is what Raissi et al. (2019) and the plain network of Wang et al. (2021) train with;
+    the latter add the four sides' means up, which is a ``boundary`` of 4 here.
 
     Second derivatives lose too much in bf16, so all is computed in float32.
     """
