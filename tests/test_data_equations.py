@@ -74,7 +74,7 @@ def test_helmholtz_solution_solves_the_equation() -> None:
 def test_splits(name: str) -> None:
     data: PointDataset = datasets.get(name)()
     module = {"burgers": burgers, "helmholtz": helmholtz}[name]
-    assert (len(data.train), len(data.probe), len(data.select)) == (10_000, 500, 500)
+    assert (len(data.train), len(data.probe), len(data.select)) == (100_000, 500, 500)
     assert len(data.test) == module.GRID[0] * module.GRID[1]
     low, high = torch.tensor(module.LOW), torch.tensor(module.HIGH)
     for part in (data.train, data.probe, data.select, data.test):
@@ -83,11 +83,11 @@ def test_splits(name: str) -> None:
         share = (part.inputs < (low + high) / 2).all(1).double().mean()
         assert float(share) == pytest.approx(0.25, abs=3.5 * math.sqrt(0.1875 / len(part)))
     assert torch.equal(data.test.inputs[0], low) and torch.equal(data.test.inputs[-1], high)
-    assert data.train.targets.isnan().all() and len(data.held_in) == 11_000
+    assert data.train.targets.isnan().all() and len(data.held_in) == 101_000
     for part in (data.probe, data.select, data.test):
         torch.testing.assert_close(part.targets, module.solution(part.inputs.double()).float())
     drawn = torch.cat([part.inputs for part in (data.train, data.probe, data.select)])
-    assert len(drawn.unique(dim=0)) == 11_000
+    assert len(drawn.unique(dim=0)) == 101_000
     assert data.provenance["name"] == name and len(str(data.provenance["sha256"])) == DIGEST
 
 
@@ -103,9 +103,9 @@ def test_the_seed_draws_all_but_the_test(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_subset_keeps_the_proportions_and_the_test(name: str) -> None:
+def test_a_tenth_of_a_small_subset_is_measured_and_the_test_stays(name: str) -> None:
     data = datasets.get(name)(subset=1100)
-    assert (len(data.train), len(data.probe), len(data.select)) == (1000, 50, 50)
+    assert (len(data.train), len(data.probe), len(data.select)) == (880, 110, 110)
     assert torch.equal(data.test.inputs, datasets.get(name)().test.inputs)
     smallest = datasets.get(name)(subset=10)
     assert (len(smallest.train), len(smallest.probe), len(smallest.select)) == (8, 1, 1)

@@ -24,18 +24,19 @@ from adaptive_loss.tasks.pinn import PROBLEMS, PhysicsInformed, burgers_residual
 from adaptive_loss.trainer import loop, training
 from adaptive_loss.trainer.training import prepare
 from adaptive_loss.utils.config import RunConfig
+from benchmarks.reference import pinn
 from tests.reliability.bits import differences
 from tests.test_loop import carried, row_of, stopped
 
 CPU = torch.device("cpu")
 NAMES = ["burgers", "helmholtz"]
 PI = math.pi
-CONFIG = RunConfig(task="pinn", dataset="burgers", epochs=2, batch_size=100, subset=1100, threads=1)
+CONFIG = RunConfig(task="pinn", dataset="burgers", epochs=2, batch_size=100, subset=1250, threads=1)
 
 
 @cache
 def data(name: str) -> PointDataset:
-    return datasets.get(name)(subset=1100)
+    return datasets.get(name)(subset=1250)
 
 
 def build(name: str, **options: Any) -> PhysicsInformed:
@@ -130,8 +131,8 @@ def test_everything_stays_on_the_device_it_is_given(name: str) -> None:
 
 def test_no_term_reads_what_is_known_at_the_points() -> None:
     task = build("burgers", train=data("burgers").held_in)  # NaN and measured points alike
-    assert len(task.splits["train"]) == 1100
-    losses = task.losses(torch.arange(1100))
+    assert len(task.splits["train"]) == 1250
+    losses = task.losses(torch.arange(1250))
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
@@ -284,6 +285,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_as_the_plain_script_does(name: str, tmp_path: Path) -> None:
+    result = loop.run(replace(CONFIG, dataset=name), tmp_path, quiet=True)
+    assert result["test_relative_l2"] == pytest.approx(pinn.train(data(name), 42, epochs=2, batch=100), rel=1e-3)
+
+
 def test_another_seed_draws_otherwise_and_the_test_split_is_read_for_test_columns_alone(tmp_path: Path) -> None:
     one = loop.run(replace(CONFIG, epochs=1), tmp_path / "one", quiet=True)
     other = loop.run(replace(CONFIG, epochs=1, seed=7), tmp_path / "other", quiet=True)
@@ -293,7 +300,7 @@ def test_another_seed_draws_otherwise_and_the_test_split_is_read_for_test_column
 
 
 def test_the_command_and_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--smoke", "--dataset", "helmholtz", "--subset", "1100", "--output-dir", str(tmp_path), "--json"]
+    flags = ["--smoke", "--dataset", "helmholtz", "--subset", "1250", "--output-dir", str(tmp_path), "--json"]
     assert cli.main(["train", "pinn", *flags]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["status"] == "ok" and row["test_relative_l2"] > 0

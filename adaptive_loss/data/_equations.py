@@ -19,9 +19,9 @@ Corner = tuple[float, float]
 Solution = Callable[[Tensor], Tensor]
 """Points [N, 2] → the solution there, [N, 1]."""
 
-HELD_IN = 11_000
+HELD_IN = 101_000
 MEASURED = 500
-"""Points of the probe split, and of the select split, among ``HELD_IN``."""
+"""Points of the probe split, and of the select split; a tenth of a subset below ten times as many."""
 
 
 def uniform(count: int, low: Corner, high: Corner, generator: Generator) -> Tensor:
@@ -54,14 +54,14 @@ def splits(
         shape: of the grid, which is the same for every seed and subset.
         solution: known at every point, computed in float64.
         seed: draws the points.
-        subset: points of train, probe and select together, in the proportions of ``HELD_IN``.
+        subset: points of train, probe and select together.
 
     Raises:
         UsageError: the subset is too small.
     """
     if subset < SMALLEST_SUBSET:
         raise UsageError(f"--subset {subset} is too small to split; use {SMALLEST_SUBSET} or more")
-    measured = max(1, round(subset * MEASURED / HELD_IN))
+    measured = min(MEASURED, subset // 10)
     generator = own_generator(seed, f"{name} points")
     inputs = uniform(subset - 2 * measured, low, high, generator)
     train = Points(inputs, torch.full((len(inputs), 1), math.nan))

@@ -31,7 +31,7 @@ def source(points: Tensor) -> Tensor:
 
 @datasets.register("helmholtz")
 def load(data_dir: str | Path | None = None, *, seed: int = 0, subset: int = HELD_IN) -> PointDataset:
-    """Points (x, y) of the square [−1, 1]²: train 10,000, probe 500, select 500; test a grid of 100 × 100.
+    """Points (x, y) of the square [−1, 1]²: train 100,000, probe 500, select 500; test a grid of 100 × 100.
 
     Δu + k²u = q with k = 1 and u = 0 on the edges; q and (a₁, a₂) as in Wang, Teng & Perdikaris, "Understanding and
     Mitigating Gradient Flow Pathologies in Physics-Informed Neural Networks", SIAM Journal on Scientific Computing
@@ -40,7 +40,7 @@ def load(data_dir: str | Path | None = None, *, seed: int = 0, subset: int = HEL
     Args:
         data_dir: not used; the points are computed.
         seed: draws the points of train, probe and select.
-        subset: their number; a smaller one keeps the proportions.
+        subset: their number; below 5,000 a tenth each is measured.
 
     Raises:
         UsageError: the subset is too small.
@@ -48,7 +48,7 @@ def load(data_dir: str | Path | None = None, *, seed: int = 0, subset: int = HEL
     Example:
         >>> dataset = load(seed=1)
         >>> len(dataset.train), len(dataset.probe), len(dataset.select), len(dataset.test)
-        (10000, 500, 500, 10000)
+        (100000, 500, 500, 10000)
     """
     del data_dir
     return splits("helmholtz", LOW, HIGH, GRID, solution, seed=seed, subset=subset)

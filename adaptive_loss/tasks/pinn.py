@@ -123,8 +123,8 @@ class PhysicsInformed(PointTask):
     objectives = ("measured",)
     models = ("mlp",)
     precisions = ("fp32",)
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 75}
-    smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1}
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 8}
+    smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "subset": 11_000}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)
