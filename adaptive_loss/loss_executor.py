@@ -416,7 +416,8 @@ class LossExecutor(nn.Module):
     ) -> StepRecord:
         means = zip(self.terms.names, window.means().tolist(), strict=True)
         losses = {name: value for name, value in means if value == value}  # NaN is absent, and quicker told so
-        events, self._fresh = tuple(self._fresh), []
+        events = tuple(self._fresh)
+        self._fresh.clear()
         if rejection is None:
             reason = None if window.batches else _NO_LOSS
             return StepRecord(self.signals.step, applied, reason, None, weights, losses, norm, events)
@@ -440,6 +441,8 @@ class LossExecutor(nn.Module):
             raise RuntimeError(f"{self.rejected_in_row} steps in a row were rejected, the last one because of {why}")
 
     def _meet(self, optimizer: Optimizer) -> None:
+        if optimizer is self._optimizer:
+            return
         if self._optimizer is None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if any(id(p) not in held for p in self.parameters()):
