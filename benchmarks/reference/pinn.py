@@ -1,6 +1,15 @@
 """A plain physics-informed network, against which `adaptive-loss train pinn --quick` is checked.
 
-python -m benchmarks.reference.pinn burgers 1 2
+`python -m benchmarks.reference.pinn burgers 1 2` against `adaptive-loss train pinn --quick --dataset burgers --seed 1`:
+both draw the same initialisation, order and borders, and differ in rounding alone, which grows over 6,248 steps. The
+relative L2 error on the test grid with all weights 1, on a two-core x86-64 virtual machine, one thread:
+
+| dataset | seed | here | the task |
+|---|---|---|---|
+| burgers | 1 | 0.2193 | 0.2118 |
+| burgers | 2 | 0.2968 | 0.2968 |
+| helmholtz | 1 | 10.6609 | 10.7092 |
+| helmholtz | 2 | 1.8860 | 1.8923 |
 """
 
 from __future__ import annotations
