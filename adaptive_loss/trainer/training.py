@@ -134,8 +134,9 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     mode: Mode = modes.get(config.mode)()
     kind: type[Task] = tasks.get(config.task)
     weights = start_weights(config, kind.all_terms())
-    if kind.base is not None and weights[kind.base] == 0:
-        raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
+    for base in kind.bases():
+        if weights[base] == 0:
+            raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
     if mode.base_only:
         weights |= {name: 0.0 for name in kind.terms if name != kind.base}
     seed_global(config.seed)
