@@ -97,7 +97,7 @@ def watched(real: float, fake: float, steps: int) -> Watch:
     return watch
 
 
-@pytest.mark.parametrize(("real", "fake", "said"), [(5.0, -5.0, "told all real"), (0.3, 0.3, "the same score")])
+@pytest.mark.parametrize(("real", "fake", "said"), [(5.0, -5.0, "told real"), (0.3, 0.3, "the same score")])
 def test_a_critic_that_teaches_nothing_is_named_once_after_its_patience(real: float, fake: float, said: str) -> None:
     assert watched(real, fake, PATIENCE - 1).collapsed is None
     watch = watched(real, fake, PATIENCE)
@@ -231,7 +231,7 @@ def test_samples_like_the_data_are_at_distance_0_and_not_collapsed(points: Point
 def test_pictures_are_the_same_at_every_call(points: PointDataset) -> None:
     task = build(points)
     (images,) = task.pictures().values()
-    assert images.shape == (2, 1, 96, 96) and 0 <= float(images.min()) and float(images.max()) == 1
+    assert images.shape == (2, 1, 96, 96) and float(images.min()) >= 0 and float(images.max()) == 1
     assert torch.equal(images, task.pictures()["samples"])
 
 
@@ -247,7 +247,7 @@ def test_losses_and_probe_stay_on_the_device(points: PointDataset) -> None:
 
 def trained(points: PointDataset, steps: int, **changes: object) -> Training:
     training = prepare(replace(CONFIG, **changes), points)  # type: ignore[arg-type]
-    for rows in [rows for rows in training.batches][:steps]:
+    for rows in list(training.batches)[:steps]:
         loop._step(training, rows)
     return training
 
@@ -271,7 +271,7 @@ def test_a_step_is_that_of_a_bare_loop(points: PointDataset) -> None:
     optimizers = [bare.optimizer(list(net.parameters())) for net in (bare.critic, bare.generator)]
     schedules = [bare.scheduler(optimizer, 16) for optimizer in optimizers]
     batches = prepare(CONFIG, points).batches
-    for rows in [rows for rows in batches][:3]:
+    for rows in list(batches)[:3]:
         for kind, optimizer, schedule in zip(("critic", None), optimizers, schedules, strict=True):
             losses = bare.opponent_losses(kind, rows) if kind else bare.losses(rows)
             optimizer.zero_grad()
@@ -318,6 +318,6 @@ def test_a_collapsed_critic_is_in_the_events_and_in_the_result(
     monkeypatch.setattr("adaptive_loss.tasks._adversarial.PATIENCE", 3)
     monkeypatch.setattr("adaptive_loss.tasks._adversarial._teaching", lambda real, fake: "won")
     result = loop.run(CONFIG, tmp_path, quiet=True)
-    assert "'critic' told all real from generated for 16 steps" in result["collapsed_opponents"]["critic"]  # type: ignore[index]
+    assert "'critic' told real from generated for 16 steps" in result["collapsed_opponents"]["critic"]  # type: ignore[index]
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(event["kind"], event["step"]) for event in events if event["kind"] == "alarm"] == [("alarm", 3)]

@@ -60,7 +60,9 @@ def test_a_run_draws_at_its_end_and_every_so_many_steps(tmp_path: Path, monkeypa
     assert {file.name for file in (tmp_path / "pictures").iterdir()} == wanted
     board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = board.EventAccumulator(str(tmp_path / "tb")).Reload()
-    assert {name: [image.step for image in events.Images(name)] for name in names} == dict.fromkeys(names, [4, 8, 10])
+    assert {name: [image.step for image in events.Images(name)] for name in names} == {
+        name: [4, 8, 10] for name in names
+    }
 
 
 def test_how_often_is_no_part_of_a_runs_identity_and_not_negative() -> None:

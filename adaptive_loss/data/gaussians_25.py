@@ -20,7 +20,7 @@ HELD_IN, TEST = 20_000, 5_000
 
 @datasets.register("gaussians_25")
 def load(data_dir: str | Path | None = None, *, seed: int = 0, subset: int = HELD_IN) -> PointDataset:
-    """Points of ``¹⁄₂₅ Σᵢ N(cᵢ, 0.05²·I)``, cᵢ the grid {−4, −2, 0, 2, 4}²: drawn here, so there is nothing to download.
+    """Points of ``¹⁄₂₅ Σᵢ N(cᵢ, 0.05²·I)`` with cᵢ the grid {−4, −2, 0, 2, 4}²; drawn here, nothing is downloaded.
 
     The mixture is that of Srivastava et al. (2017, "VEEGAN"). The 5,000 test points are the same for every seed.
 

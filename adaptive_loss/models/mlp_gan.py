@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from adaptive_loss.models import models
@@ -60,4 +62,4 @@ class PointCritic(nn.Module):
 
 def _hidden(inputs: int, width: int, activation: nn.Module) -> list[nn.Module]:
     sizes = [inputs, width, width, width]
-    return [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), activation)]
+    return [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), activation)]

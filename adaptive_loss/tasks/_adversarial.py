@@ -81,9 +81,7 @@ class Watch:
         if self.in_row < PATIENCE:
             return None
         if self.state == "won":
-            return (
-                f"{self.name!r} told all real from generated for {self.in_row} steps: raise its penalty or lower --lr"
-            )
+            return f"{self.name!r} told real from generated for {self.in_row} steps: raise its penalty or lower --lr"
         return f"{self.name!r} gave all the same score for {self.in_row} steps: lower its penalty or --lr"
 
     def events(self) -> list[Event]:

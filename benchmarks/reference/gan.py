@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 
 import torch
@@ -13,12 +14,13 @@ from adaptive_loss.data.gaussians_25 import STD, centres, load
 from adaptive_loss.metrics.modes import mode_coverage
 
 EPOCHS, BATCH, LR, GAMMA, DECAY, LATENT = 40, 128, 1e-3, 0.1, 0.99, 8
+BETAS = (0.5, 0.9)
 
 
 def network(inputs: int, outputs: int, activation: nn.Module) -> nn.Module:
     """Three hidden layers of 128."""
     sizes = [inputs, 128, 128, 128]
-    hidden = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b), activation)]
+    hidden = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), activation)]
     return nn.Sequential(*hidden, nn.Linear(128, outputs))
 
 
