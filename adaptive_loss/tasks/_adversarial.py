@@ -44,6 +44,16 @@ def feature_matching(real: Tensor, fake: Tensor) -> Tensor:
     return (real.float().mean(0) - fake.float().mean(0)).square().sum()
 
 
+def lecam(real: Tensor, fake: Tensor, anchors: Tensor) -> Tensor:
+    """E(D(x) − α_F)² + E(D(x̂) − α_R)² (Tseng et al. 2021, eq. 3): logits stay near the other side's mean. → 0-dim.
+
+    Args:
+        real, fake: logits.
+        anchors: [2], running means α_R of D(x) and α_F of D(x̂).
+    """
+    return (real - anchors[1]).square().mean() + (fake - anchors[0]).square().mean()
+
+
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """What is computed meanwhile leaves no gradient at ``network``'s parameters, though it passes through them."""

@@ -18,6 +18,7 @@ from adaptive_loss.events import Event
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.utils.config import RunConfig
+from adaptive_loss.weighting.base import Weighting
 
 EVALUATION_BATCH = 500
 PEAK = 3.0
@@ -124,6 +125,10 @@ class Task(ABC):
     def opponent_losses(self, name: str, rows: Tensor) -> LossTerms:
         """An opponent's wanted terms on the training examples ``rows``, the same as ``losses()`` gets after it."""
         raise NotImplementedError
+
+    def weighting(self) -> str | Weighting:
+        """The rule that ``--weighting`` names, as this task wants it made."""
+        return self.config.weighting
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """What steps ``model`` or an opponent."""

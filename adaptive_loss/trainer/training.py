@@ -149,7 +149,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
-        weighting=config.weighting,
+        weighting=task.weighting(),
         modulators=modulators,
         probe=task.probe if modulators else None,
         total_steps=total,
