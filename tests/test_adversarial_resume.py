@@ -14,7 +14,8 @@ from tests.test_loop import carried, curves, row_of, stopped
 
 SHARED = {"batch_size": 100, "epochs": 2, "precision": "fp32", "device": "cpu", "mode": "full", "pictures_every": 5}
 POINTS = RunConfig(task="gan_2d", dataset="gaussians_25", subset=1000, **SHARED)  # type: ignore[arg-type]
-CASES = [(POINTS, 3), (POINTS, 8)]  # in an epoch and at its edge
+VQ = RunConfig(task="vqgan", dataset="digits", subset=260, **{**SHARED, "batch_size": 50})  # type: ignore[arg-type]
+CASES = [(POINTS, 3), (POINTS, 8), (VQ, 1), (VQ, 3)]  # in an epoch and at its edge; before the switch-on and after it
 
 
 @pytest.mark.parametrize(("config", "step"), CASES, ids=lambda value: getattr(value, "task", value))
@@ -30,6 +31,6 @@ def test_a_cut_run_goes_on_to_the_last_bit(
     assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
     files = [file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*.*")]
     pictures = sorted(file for file in files if file.suffix == ".png")
-    assert len(pictures) > 3
+    assert pictures
     for name in (Path("metrics.csv"), Path("events.jsonl"), Path("tb/scalars.jsonl"), *pictures):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
