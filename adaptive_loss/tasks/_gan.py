@@ -17,8 +17,8 @@ from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks._adversarial import Watch, feature_matching, frozen, gradient_penalty, logistic, non_saturating
 from adaptive_loss.tasks.base import Opponent, Task
 
-BETAS = (0.0, 0.99)
-"""Adam's, as usual with R1: no momentum, since the game turns."""
+BETAS = (0.5, 0.99)
+"""Adam's: less momentum than usual, since the game turns."""
 
 
 class AdversarialTask(Task):
@@ -95,7 +95,7 @@ class AdversarialTask(Task):
         return losses
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam without momentum, for either network."""
+        """Adam with little momentum, for either network."""
         return torch.optim.Adam(parameters, lr=self.config.lr, betas=BETAS)
 
     def scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:

@@ -38,8 +38,8 @@ class PointGAN(AdversarialTask, PointTask):
 
     datasets = ("gaussians_25",)
     models = ("mlp_gan",)
-    customary: ClassVar[Mapping[str, float]] = {"feature_matching": 0.0, "r1": 0.1}
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 40}
+    customary: ClassVar[Mapping[str, float]] = {"feature_matching": 0.0, "r1": 0.01}
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 60, "batch_size": 256, "lr": 2e-3}
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 2, "subset": 2000}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A plain GAN on the grid of 25 Gaussians, against which `adaptive-loss train gan_2d --mode customary` is checked."""
+"""A plain GAN on the grid of 25 Gaussians, against which `adaptive-loss train gan_2d --mode customary --quick` is checked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from adaptive_loss.data.gaussians_25 import STD, centres, load
 from adaptive_loss.metrics.modes import mode_coverage
 
-EPOCHS, BATCH, LR, GAMMA, DECAY, LATENT = 40, 128, 1e-3, 0.1, 0.99, 8
-BETAS = (0.5, 0.9)
+EPOCHS, BATCH, LR, GAMMA, DECAY, LATENT = 60, 256, 2e-3, 0.01, 0.99, 8
+BETAS = (0.5, 0.99)
 
 
 def network(inputs: int, outputs: int, activation: nn.Module) -> nn.Module:
