@@ -295,7 +295,7 @@ def test_evaluation_by_hand_and_it_repeats() -> None:
 @pytest.mark.parametrize("mode", ["lookahead_only", "full", "base_only"])
 def test_a_run_in_each_mode(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_load", lambda config: digits())
-    weighting = "vqgan" if mode == "base_only" else "fixed"  # a rule for a term that is not there
+    weighting = "switch_on" if mode == "base_only" else "fixed"  # a rule for a term that is not there
     result = loop.run(replace(CONFIG, mode=mode, weighting=weighting), tmp_path, quiet=True)
     assert result["status"] == "ok" and result["steps"] == 16 and result["collapsed_opponents"] == {}
     assert {"test_psnr", "test_ssim", "test_perplexity", "select_switch_on_jump"} <= set(result)

@@ -104,11 +104,14 @@ class VQGANTask(ImageTask):
 
     def weighting(self) -> str | Weighting:
         """``vqgan`` and ``switch_on`` are about the adversarial term."""
-        if "adversarial" in self.wanted and self.config.weighting == "vqgan":
-            return VQGAN(len(self.terms), only=("adversarial",))
-        if "adversarial" in self.wanted and self.config.weighting == "switch_on":
-            return SwitchOn(len(self.terms), "adversarial", at=self.start, ramp=self.ramp, share=0.3, bound=1.5)
-        return self.config.weighting
+        name, count = self.config.weighting, len(self.terms)
+        if name not in ("vqgan", "switch_on"):
+            return name
+        if "adversarial" not in self.wanted:
+            return "fixed"
+        if name == "vqgan":
+            return VQGAN(count, only=("adversarial",))
+        return SwitchOn(count, "adversarial", at=self.start, ramp=self.ramp, share=0.3, bound=1.5)
 
     def opponent(self, name: str) -> nn.Module:
         """The discriminator."""

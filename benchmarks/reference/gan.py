@@ -1,4 +1,4 @@
-"""A plain GAN on the grid of 25 Gaussians, against which `adaptive-loss train gan_2d --mode customary --quick` is checked."""
+"""A plain GAN on 25 Gaussians, against which `adaptive-loss train gan_2d --mode customary --quick` is checked."""
 
 from __future__ import annotations
 
