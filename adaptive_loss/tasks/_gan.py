@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from adaptive_loss.events import Event
 from adaptive_loss.losses import LossTerms
+from adaptive_loss.models.conv_gan import ImageCritic, ImageGenerator
+from adaptive_loss.models.mlp_gan import PointCritic, PointGenerator
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks._adversarial import Watch, feature_matching, frozen, gradient_penalty, logistic, non_saturating
 from adaptive_loss.tasks.base import Opponent, Task
@@ -42,7 +44,7 @@ class AdversarialTask(Task):
     objectives = ("sample_quality",)
     decay: ClassVar[float] = 0.99
 
-    def set_up(self, generator: nn.Module, critic: nn.Module) -> None:
+    def set_up(self, generator: PointGenerator | ImageGenerator, critic: PointCritic | ImageCritic) -> None:
         """Take in the networks."""
         self.model = self.generator = generator.to(self.device)
         self.critic = critic.to(self.device)
@@ -57,8 +59,7 @@ class AdversarialTask(Task):
 
     def latent(self, count: int, generator: Generator) -> Tensor:
         """``count`` latent vectors from N(0, I), [count, Z]."""
-        size = int(self.generator.latent)  # pyright: ignore[reportArgumentType]
-        return torch.randn(count, size, generator=generator).to(self.device)
+        return torch.randn(count, self.generator.latent, generator=generator).to(self.device)
 
     def generate(self, count: int, generator: Generator) -> Tensor:
         """``count`` samples of the generator being trained; the gradient reaches it."""

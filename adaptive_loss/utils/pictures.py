@@ -55,5 +55,5 @@ def png(image: NDArray[np.uint8]) -> bytes:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(buffer, image, format="png", metadata={"Software": None})
+    imsave(buffer, image, format="png")
     return buffer.getvalue()
