@@ -287,6 +287,17 @@ def test_a_step_is_that_of_a_bare_loop(points: PointDataset) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_network_whose_loss_jumps_because_the_other_moved_still_steps(points: PointDataset) -> None:
+    # The plain switch-on of a VQGAN ended here: ten steps of a surprised discriminator rejected in a row.
+    training = trained(points, 0)
+    for learner in training.learners:
+        leaf = next(learner.network.parameters())
+        for step in range(40):
+            level = 1.4 + 0.01 * (step % 2) if step < 39 else 500.0
+            record = learner.learn({name: 0 * leaf.sum() + level for name in learner.executor.terms.names})
+            assert record.applied
+
+
 def test_shares_are_within_each_network(points: PointDataset) -> None:
     training = trained(points, 1)
     shares = training.shares({"adversarial": 3.0, "feature_matching": 1.0, "logistic": 1.0, "r1": 1.0})
