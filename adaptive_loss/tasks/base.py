@@ -14,9 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from adaptive_loss.data.base import Dataset, Split
 from adaptive_loss.data.points import PointDataset, Points
 from adaptive_loss.errors import UsageError
+from adaptive_loss.events import Event
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.utils.config import RunConfig
+from adaptive_loss.weighting.base import Weighting
 
 EVALUATION_BATCH = 500
 PEAK = 3.0
@@ -105,6 +107,12 @@ class Task(ABC):
         """The task's terms, then its opponents'."""
         return cls.terms + tuple(term for opponent in cls.opponents for term in opponent.terms)
 
+    @classmethod
+    def bases(cls) -> tuple[str, ...]:
+        """The terms that cannot be switched off: the base, then each opponent's."""
+        own = () if cls.base is None else (cls.base,)
+        return own + tuple(opponent.terms[0] for opponent in cls.opponents)
+
     @abstractmethod
     def losses(self, rows: Tensor) -> LossTerms:
         """The wanted terms on the training examples ``rows`` (indices); a term may be absent this step."""
@@ -121,6 +129,10 @@ class Task(ABC):
         """An opponent's wanted terms on the training examples ``rows``, the same as ``losses()`` gets after it."""
         raise NotImplementedError
 
+    def weighting(self) -> str | Weighting:
+        """The rule that ``--weighting`` names, as this task wants it made."""
+        return self.config.weighting
+
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """What steps ``model`` or an opponent."""
         return torch.optim.Adam(parameters, lr=self.config.lr)
@@ -129,8 +141,17 @@ class Task(ABC):
         """The learning rate over a run of ``steps``."""
         return OneCycleLR(optimizer, PEAK * self.config.lr, total_steps=max(steps, 2), div_factor=PEAK)
 
-    def after_step(self) -> None:
-        """Called after every optimizer step of ``model``, applied or skipped."""
+    def after_step(self) -> Sequence[Event] | None:
+        """Called after every optimizer step of ``model``, applied or skipped.
+
+        Returns:
+            What it has to report, if anything.
+        """
+
+    @property
+    def collapsed(self) -> Mapping[str, str]:
+        """The opponents that teach nothing any more, each with the reason in one line."""
+        return {}
 
     def pictures(self) -> Mapping[str, Tensor]:
         """What a person looks at, by name: images ``[N, C, H, W]`` in 0 to 1, of the same inputs at every call."""

@@ -15,6 +15,7 @@ from adaptive_loss.checkpoint import Stateful, gather, restore
 from adaptive_loss.data.base import Batches, Dataset
 from adaptive_loss.data.points import PointDataset
 from adaptive_loss.errors import UsageError
+from adaptive_loss.guards import Guards
 from adaptive_loss.loss_executor import LossExecutor, StepRecord
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.modes import modes
@@ -134,8 +135,9 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     mode: Mode = modes.get(config.mode)()
     kind: type[Task] = tasks.get(config.task)
     weights = start_weights(config, kind.all_terms())
-    if kind.base is not None and weights[kind.base] == 0:
-        raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
+    for base in kind.bases():
+        if weights[base] == 0:
+            raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
     if mode.base_only:
         weights |= {name: 0.0 for name in kind.terms if name != kind.base}
     seed_global(config.seed)
@@ -145,12 +147,15 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
     modulators = mode.modulators()
+    # In a game a loss jumps because the other side has moved; to refuse the step would leave the loser behind for good.
+    guards = Guards(spikes=not kind.opponents)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
-        weighting=config.weighting,
+        weighting=task.weighting(),
         modulators=modulators,
         probe=task.probe if modulators else None,
+        guards=guards,
         total_steps=total,
         seed=config.seed,
     )
@@ -158,7 +163,12 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         opponent.name: _learner(
             task,
             task.opponent(opponent.name),
-            LossExecutor({name: weights[name] for name in opponent.terms}, base=opponent.terms[0], total_steps=total),
+            LossExecutor(
+                {name: weights[name] for name in opponent.terms},
+                base=opponent.terms[0],
+                guards=guards,
+                total_steps=total,
+            ),
             total,
         )
         for opponent in kind.opponents
