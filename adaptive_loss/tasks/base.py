@@ -60,6 +60,8 @@ class Task(ABC):
     """What it can be trained on (``--dataset``), the default first."""
     customary: ClassVar[Mapping[str, float]] = {}
     """The fixed weights that are published or usual, which ``--mode customary`` takes; 1 where not named."""
+    rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"
     """What of ``evaluate()`` weights are chosen by; lower is better, but for ``accuracy``."""
     objectives: ClassVar[tuple[str, ...]] = ()

@@ -25,6 +25,8 @@ from adaptive_loss.tasks.base import Task
 from adaptive_loss.utils.config import RunConfig, resolve_device, start_weights, to_json
 from adaptive_loss.utils.logging import RunLogger
 from adaptive_loss.utils.performance import Timer
+from adaptive_loss.weighting import weightings
+from adaptive_loss.weighting.base import Weighting
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     if kind.base is not None and weights[kind.base] == 0:
         raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
     if mode.base_only:
+        if kind.base is None:
+            raise UsageError(f"--mode {config.mode}: {config.task} has no base term to train alone; choose another mode")
         weights |= {name: 0.0 for name in kind.terms if name != kind.base}
     seed_global(config.seed)
     wanted = [name for name, weight in weights.items() if weight > 0]
@@ -148,7 +152,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
-        weighting=config.weighting,
+        weighting=_rule(config.weighting, kind),
         modulators=modulators,
         probe=task.probe if modulators else None,
         total_steps=total,
@@ -165,6 +169,13 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     }
     learner = _learner(task, task.model, executor, total)
     return Training(task, learner, opponents, batches, _autocast(config.precision, device))
+
+
+def _rule(name: str, kind: type[Task]) -> Weighting:
+    """The base weighting, made with what the task knows of its needs; it says itself what else it lacks."""
+    rule = weightings.get(name)
+    options = {key: value for need in rule.needs for key, value in kind.rule_options.get(need, {}).items()}
+    return rule(len(kind.terms), **options)
 
 
 def _learner(task: Task, network: nn.Module, executor: LossExecutor, steps: int) -> Learner:
