@@ -27,9 +27,9 @@ class Diffusion2D(DiffusionTask, PointTask):
     """A denoiser of a mixture of Gaussians; see :class:`~adaptive_loss.tasks._diffusion.DiffusionTask` for the terms.
 
     ``evaluate`` gives ``score_error_k``, the exact error of the bucket's score: the mean of λ(σ)·‖D − D*‖² with D* the
-    mixture's own best denoiser. As ∇log p = (D − x)/σ², that is the score's squared error times λ(σ)·σ⁴; λ makes it
-    1 for a network that has learned nothing of what is to be learned, at every level. ``loss`` is their mean, and
-    ``denoising`` EDM's loss, which even D* cannot bring to 0.
+    mixture's own best denoiser. As ∇log p = (D − x)/σ², that is λ(σ)·σ⁴ times the score's squared error, which itself
+    differs by orders of magnitude between levels. ``loss`` is their mean, and ``denoising`` is EDM's loss: 1 for a
+    network that has learned nothing, and above 0 for D* too.
     """
 
     datasets = ("mixture_2d",)
