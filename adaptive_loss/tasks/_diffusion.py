@@ -6,11 +6,12 @@ x = y + σn with ln σ ~ N(−1.2, 1.2²), y of deviation σd = 0.5, and a denoi
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -61,15 +62,18 @@ def weighted_errors(denoised: Tensor, wanted: Tensor, sigma: Tensor) -> Tensor:
 
 
 def bucket_losses(errors: Tensor, bucket: Tensor) -> dict[str, Tensor]:
-    """The terms that are there: bucket k's mean of λ(σ)·‖D − y‖², over λ(σₖ). ``[B]``, ``[B]`` → 0-dim each.
+    """The terms that are there: bucket k's mean of λ(σ)·‖D − y‖², over λ(σₖ).
 
     So a term is a squared error of D at its bucket's level, whatever levels its samples have, and with the weights
-    λ(σₖ) the total is EDM's own loss.
+    λ(σₖ) the total is EDM's own loss, times the number of buckets.
+
+    Args:
+        errors: λ(σ)·‖D − y‖², ``[B]``.
+        bucket: ``[B]``, on the host, so that nothing waits for the device.
     """
-    found = bucket_means(errors, bucket, BUCKETS)
-    scale = edm_weight(torch.tensor(LEVELS)).to(errors)
-    there = zip(BUCKET_TERMS, (found.means / scale).unbind(), range(BUCKETS), strict=True)
-    return {name: loss for name, loss, k in there if bool(found.present[k])}
+    means = bucket_means(errors, bucket.to(errors.device), BUCKETS).means
+    losses = (means / edm_weight(torch.tensor(LEVELS)).to(errors)).unbind()
+    return {BUCKET_TERMS[k]: losses[k] for k in sorted(set(bucket.tolist()))}
 
 
 def sample(denoiser: Denoiser, noise: Tensor, steps: int) -> Tensor:
@@ -83,7 +87,7 @@ def sample(denoiser: Denoiser, noise: Tensor, steps: int) -> Tensor:
     roots = torch.linspace(SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO), steps, dtype=torch.float64)
     levels = [*(roots**RHO).tolist(), 0.0]
     x = noise * levels[0]
-    for here, there in zip(levels, levels[1:], strict=False):
+    for here, there in itertools.pairwise(levels):
         slope = _slope(denoiser, x, here)
         moved = x + (there - here) * slope
         x = x + (there - here) * (slope + _slope(denoiser, moved, there)) / 2 if there > 0 else moved
@@ -94,12 +98,22 @@ def _slope(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
     return (x - denoiser(x, x.new_full((len(x),), sigma))) / sigma
 
 
+class Denoised(NamedTuple):
+    """Examples y, x = y + σn, σ, their buckets, and D(x; σ)."""
+
+    clean: Tensor
+    noisy: Tensor
+    sigma: Tensor
+    bucket: Tensor
+    found: Tensor
+
+
 class DiffusionTask(Task):
     """Denoising, one term a bucket of noise levels: ``bucket_0`` (least noise) to ``bucket_7``.
 
     None is the base: all are parts of one loss, and what weighs them against each other is λ(σ). Their customary
     weights are EDM's; equal ones leave nearly all of the total to the noisiest buckets. The objective ``denoising`` is
-    EDM's loss on the probe split, with levels and noise drawn once. What is measured is the running mean of the weights.
+    EDM's loss on the probe split, with levels and noise drawn once. What is measured is a running mean of the weights.
 
     A subclass says what the examples are and what is trained.
     """
@@ -137,10 +151,12 @@ class DiffusionTask(Task):
         """The objective on the probe split."""
         clean = self.examples["probe"]
         sigma, _, noise = self._draw(clean, own_generator(self.config.seed, "probe noise"))
-        return held_out(self._objective, (clean, sigma, noise), batch_size=self.probe_batch, model=self.model, seed=seed)
+        return held_out(
+            self._objective, (clean, sigma, noise), batch_size=self.probe_batch, model=self.model, seed=seed
+        )
 
     def _draw(self, clean: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise levels, buckets and noise for examples, on their device."""
+        """Noise levels, buckets (on the host) and noise for examples."""
         sigma, bucket = stratified_levels(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator)
         return sigma.to(clean.device), bucket, noise.to(clean.device)
@@ -150,7 +166,7 @@ class DiffusionTask(Task):
         clean = self.examples["train"][rows.to(self.device)]
         sigma, bucket, noise = self._draw(clean, self.noise)
         errors = weighted_errors(self.model(noisy(clean, sigma, noise), sigma), clean, sigma)
-        terms = bucket_losses(errors, bucket.to(self.device))
+        terms = bucket_losses(errors, bucket)
         return {name: loss for name, loss in terms.items() if name in self.wanted}
 
     def _objective(self, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -160,13 +176,13 @@ class DiffusionTask(Task):
         """Let the running mean follow."""
         self.average.update_parameters(self.model)
 
-    def denoised(self, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        """A split in pieces: clean, noisy, σ, bucket and what the running mean makes of it; the same noise every time."""
+    def denoised(self, split: str) -> Iterator[Denoised]:
+        """What the running mean makes of a split, in pieces, with the same noise at every call."""
         generator = own_generator(self.config.seed, f"evaluate {split}")
         for clean in self.examples[split].split(EVALUATION_BATCH):
             sigma, bucket, noise = self._draw(clean, generator)
             x = noisy(clean, sigma, noise)
-            yield clean, x, sigma, bucket, self.average(x, sigma)
+            yield Denoised(clean, x, sigma, bucket, self.average(x, sigma))
 
     def state_dict(self) -> dict[str, Any]:
         """The noise's generator and the running mean."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +25,8 @@ SIDE = 16
 STEPS, PROBE_STEPS = 8, 3
 """Of the sampler: to be measured and looked at, and inside the probe, where all of them are differentiated."""
 PROBE_BATCHES = 2
+LEAST = 1 / 255
+"""Deviation of a channel, so that a constant one can be divided by."""
 PICTURES = 64
 
 
@@ -50,12 +54,23 @@ class Diffusion(DiffusionTask, ImageTask):
 
     def prepare(self, split: str) -> Tensor:
         """Images at 16×16, of deviation σd about 0."""
-        pixels = resized(self.splits[split].images.float() / 255, (SIDE, SIDE))
-        return (pixels - self.mean[:, None, None]) / self.std[:, None, None] * SIGMA_DATA
+        shift, scale = self._moments
+        return (self._small(split) - shift) / scale
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean of the training pixels and their deviation in σd, at 16×16, ``[C, 1, 1]`` each."""
+        train = self._small("train")
+        deviation = train.std(dim=(0, 2, 3), keepdim=True)[0]
+        return train.mean(dim=(0, 2, 3), keepdim=True)[0], deviation.clamp_min(LEAST) / SIGMA_DATA
+
+    def _small(self, split: str) -> Tensor:
+        return resized(self.splits[split].images.float() / 255, (SIDE, SIDE))
 
     def pixels(self, examples: Tensor) -> Tensor:
         """Examples as images in 0 to 1."""
-        return (examples / SIGMA_DATA * self.std[:, None, None] + self.mean[:, None, None]).clamp(0, 1)
+        shift, scale = self._moments
+        return (examples * scale + shift).clamp(0, 1)
 
     def build(self) -> EDMDenoiser:
         """A U-Net."""
@@ -90,12 +105,11 @@ class Diffusion(DiffusionTask, ImageTask):
     def evaluate(self, split: str) -> Mapping[str, float]:
         """EDM's loss on a whole split, by bucket, and what samples look like beside it."""
         errors, buckets = [], []
-        for clean, _, sigma, bucket, found in self.denoised(split):
-            errors.append(weighted_errors(found, clean, sigma))
-            buckets.append(bucket)
-        error = torch.cat(errors)
-        by_level = by_bucket("denoising", error, torch.cat(buckets))
-        return {"loss": float(error.mean()), **by_level, **self._sample_metrics(split)}
+        for part in self.denoised(split):
+            errors.append(weighted_errors(part.found, part.clean, part.sigma))
+            buckets.append(part.bucket)
+        found = by_bucket("denoising", torch.cat(errors), torch.cat(buckets))
+        return {"loss": fmean(found.values()), **found, **self._sample_metrics(split)}
 
     def _sample_metrics(self, split: str) -> dict[str, float]:
         """As many samples as the split has images, from the same noise at every call, against those images."""
@@ -113,5 +127,5 @@ class Diffusion(DiffusionTask, ImageTask):
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images ``[N, C, H, W]`` at another size, smoothed where that is smaller."""
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+    """Images ``[N, C, H, W]`` at another size, as means of the pixels that meet: doubled and halved, none changes."""
+    return F.interpolate(images, size=size, mode="area")

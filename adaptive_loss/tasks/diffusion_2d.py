@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +41,9 @@ class Diffusion2D(DiffusionTask, PointTask):
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         if not isinstance(data, MixtureDataset):
-            raise UsageError(f"--dataset {config.dataset}: diffusion_2d needs a density that is known, a MixtureDataset")
+            raise UsageError(
+                f"--dataset {config.dataset}: diffusion_2d needs a density that is known, a MixtureDataset"
+            )
         self.mixture = data.mixture
         super().__init__(config, data, device, **options)
 
@@ -58,14 +61,13 @@ class Diffusion2D(DiffusionTask, PointTask):
     def evaluate(self, split: str) -> Mapping[str, float]:
         """The exact errors on a whole split."""
         errors, losses, buckets = [], [], []
-        for clean, x, sigma, bucket, found in self.denoised(split):
-            exact = self.mixture.denoised(x.double(), sigma.double())
-            errors.append(weighted_errors(found, exact, sigma))
-            losses.append(weighted_errors(found, clean, sigma))
-            buckets.append(bucket)
-        error = torch.cat(errors)
-        by_level = by_bucket("score_error", error, torch.cat(buckets))
-        return {"loss": float(error.mean()), "denoising": float(torch.cat(losses).mean()), **by_level}
+        for part in self.denoised(split):
+            exact = self.mixture.denoised(part.noisy.double(), part.sigma.double())
+            errors.append(weighted_errors(part.found, exact, part.sigma))
+            losses.append(weighted_errors(part.found, part.clean, part.sigma))
+            buckets.append(part.bucket)
+        found = by_bucket("score_error", torch.cat(errors), torch.cat(buckets))
+        return {"loss": fmean(found.values()), "denoising": float(torch.cat(losses).mean()), **found}
 
     @torch.no_grad()
     def generate(self, count: int, generator: torch.Generator) -> Tensor:

@@ -140,7 +140,9 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
     if mode.base_only:
         if kind.base is None:
-            raise UsageError(f"--mode {config.mode}: {config.task} has no base term to train alone; choose another mode")
+            raise UsageError(
+                f"--mode {config.mode}: {config.task} has no base term to train alone; choose another mode"
+            )
         weights |= {name: 0.0 for name in kind.terms if name != kind.base}
     seed_global(config.seed)
     wanted = [name for name, weight in weights.items() if weight > 0]
