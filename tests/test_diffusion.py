@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adaptive_loss.checkpoint import load_file
 from adaptive_loss.data import digits, mixture_2d
+from adaptive_loss.data.base import Dataset
 from adaptive_loss.data.mixture_2d import Mixture, MixtureDataset, two_scales
 from adaptive_loss.data.points import PointDataset
 from adaptive_loss.errors import Stopped, UsageError
@@ -36,8 +37,9 @@ from adaptive_loss.tasks._diffusion import (
     stratified_levels,
     weighted_errors,
 )
-from adaptive_loss.tasks.diffusion import resized
+from adaptive_loss.tasks._image_diffusion import resized
 from adaptive_loss.tasks.diffusion_2d import spread
+from adaptive_loss.tasks.diffusion_aligned import misalignment
 from adaptive_loss.trainer import loop
 from adaptive_loss.trainer.stopping import StopRequest
 from adaptive_loss.trainer.training import prepare
@@ -161,7 +163,7 @@ def test_terms_by_hand() -> None:
 def test_with_the_customary_weights_the_total_is_edm_s_loss(name: str) -> None:
     task = build(name)
     clean = task.examples["train"][:64]
-    sigma, _, noise = task._draw(clean, generator_like(task.noise))
+    sigma, _, noise = task.draw(clean, generator_like(task.noise))
     losses = task.losses(torch.arange(64))
     total = sum(task.customary[term] * loss for term, loss in losses.items()) / 8
     denoised = task.model(clean + sigma.view(-1, *[1] * (clean.dim() - 1)) * noise, sigma)
@@ -357,6 +359,62 @@ def test_data_without_a_known_density_are_refused() -> None:
         tasks.get("diffusion_2d")(SMALL["diffusion_2d"], bare, CPU)
 
 
+# ---- alignment
+
+
+ALIGNED = replace(SMALL["diffusion"], task="diffusion_aligned")
+
+
+def test_misalignment_by_hand() -> None:
+    found = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, -3.0]])
+    wanted = torch.tensor([[5.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert float(misalignment(found, wanted)) == pytest.approx((0 + 1 + 2) / 3)
+
+
+def test_alignment_is_to_the_clean_image_s_features_and_its_gradient_stays_in_the_encoder() -> None:
+    torch.manual_seed(0)
+    task = tasks.get("diffusion_aligned")(ALIGNED, data_of("diffusion"), CPU)
+    features = load_features("digits", "probe").features
+    images = task.splits["train"].images[:16].float() / 255
+    torch.testing.assert_close(task.wished[:16], features(images), rtol=1e-3, atol=1e-4)
+    generator = generator_like(task.noise)
+    losses = task.losses(torch.arange(16))
+    clean = task.examples["train"][:16]
+    sigma, _, noise = task.draw(clean, generator)
+    errors = weighted_errors(task.model(noisy(clean, sigma, noise), sigma), clean, sigma)
+    torch.testing.assert_close(losses["denoising"], errors.mean())
+    losses["alignment"].backward()
+    unet = task.network.unet
+    assert unet.output.weight.grad is None and all(p.grad is not None for p in unet.enter.parameters())
+    assert task.tap.grad is not None and all(p.grad is not None for p in task.network.projection.parameters())
+
+
+def test_alignment_is_stopped_for_good_once_it_opposes_the_base() -> None:
+    training = prepare(replace(ALIGNED, weighting="wind_down", epochs=20), data_of("diffusion"))
+    task, rule = training.task, training.executor.weighting
+    assert (rule.term, rule.opposed, rule.decay) == ("alignment", 20, 0.0)
+
+    def step(sign: float) -> None:
+        # What is taken away from the base: a gradient along the alignment's own, or against it.
+        terms = dict(task.losses(torch.arange(16)))
+        terms["denoising"] = terms["denoising"] * 0 + sign * terms["alignment"] + 3
+        training.learner.learn(terms, task.tap)
+
+    step(1.0)
+    assert training.executor.weights["alignment"] == 1.0
+    for _ in range(60):
+        step(-1.0)
+    assert training.executor.weights == {"denoising": 1.0, "alignment": 0.0}
+
+
+def test_alignment_needs_features() -> None:
+    digits_ = data_of("diffusion")
+    parts = (digits_.train, digits_.probe, digits_.select, digits_.test)
+    other = Dataset("other", digits_.classes, *parts, {})
+    with pytest.raises(UsageError, match="no 'probe' features for 'other'"):
+        tasks.get("diffusion_aligned")(replace(ALIGNED, dataset="package:other"), other, CPU)
+
+
 # ---- runs
 
 
@@ -402,11 +460,23 @@ def test_there_is_no_base_to_train_alone() -> None:
         prepare(replace(SMALL["diffusion_2d"], mode="base_only"), data_of("diffusion_2d"))
 
 
-@pytest.mark.parametrize(("name", "mode"), [("diffusion_2d", "full"), ("diffusion", "lookahead_only")])
+@pytest.mark.parametrize(
+    ("name", "mode", "weights"),
+    [
+        ("diffusion_2d", "full", {"bucket_3": 10.0}),
+        ("diffusion", "lookahead_only", {"bucket_3": 10.0}),
+        ("diffusion_aligned", "lookahead_only", {}),
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit_without_a_warning(
-    name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_data: None
+    name: str,
+    mode: str,
+    weights: dict[str, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given_data: None,
 ) -> None:
-    config = replace(SMALL[name], mode=mode, weights={"bucket_3": 10.0})
+    config = replace(SMALL.get(name, ALIGNED), mode=mode, weights=weights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         whole = loop.run(config, tmp_path / "whole", quiet=True)

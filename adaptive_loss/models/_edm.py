@@ -33,10 +33,21 @@ class EDMDenoiser(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """The clean example expected behind x. ``[B, …]``, ``[B]`` → ``[B, …]``, in the type of ``noisy``."""
+        return self.combine(noisy, sigma, self.network(*self.inputs(noisy, sigma)))
+
+    def inputs(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """c_in·x and c_noise, what F takes."""
+        return noisy / self._levels(noisy, sigma)[1], sigma.log() / 4
+
+    def combine(self, noisy: Tensor, sigma: Tensor, raw: Tensor) -> Tensor:
+        """c_skip·x + c_out·F."""
+        level, total = self._levels(noisy, sigma)
+        return (self.sigma_data / total) ** 2 * noisy + level * self.sigma_data / total * raw.to(noisy.dtype)
+
+    def _levels(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """σ and √(σ² + σd²), in a shape that goes with x."""
         level = sigma.view(-1, *[1] * (noisy.dim() - 1))
-        total = (level.square() + self.sigma_data**2).sqrt()
-        raw = self.network(noisy / total, sigma.log() / 4).to(noisy.dtype)
-        return (self.sigma_data / total) ** 2 * noisy + level * self.sigma_data / total * raw
+        return level, (level.square() + self.sigma_data**2).sqrt()
 
 
 class NoiseEmbedding(nn.Module):

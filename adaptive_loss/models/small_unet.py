@@ -40,6 +40,9 @@ class SmallUNet(nn.Module):
         channels: of the images, whose sides must be multiples of 4.
         width: channels at full resolution, a multiple of 4; twice as many below.
 
+    Attributes:
+        hidden_width: channels at the lowest resolution.
+
     Example:
         >>> SmallUNet(1)(torch.randn(2, 1, 16, 16), torch.zeros(2)).shape
         torch.Size([2, 1, 16, 16])
@@ -48,9 +51,11 @@ class SmallUNet(nn.Module):
     def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
         wide, noise = 2 * width, 4 * width
+        self.hidden_width = wide
         self.embedding = NoiseEmbedding(noise)
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
-        self.down = nn.ModuleList([Block(width, width, noise), Block(width, wide, noise), Block(wide, wide, noise)])
+        self.down = nn.ModuleList([Block(width, width, noise), Block(width, wide, noise)])
+        self.lowest = Block(wide, wide, noise)
         self.up = nn.ModuleList([Block(2 * wide, wide, noise), Block(wide + width, width, noise)])
         self.output = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.output.weight)
@@ -60,13 +65,17 @@ class SmallUNet(nn.Module):
 
     def forward(self, images: Tensor, level: Tensor) -> Tensor:
         """``[B, C, H, W]`` and c_noise ``[B]`` → ``[B, C, H, W]``."""
+        return self.with_hidden(images, level)[0]
+
+    def with_hidden(self, images: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and what the lowest resolution holds, ``[B, hidden_width, H/4, W/4]``."""
         noise = self.embedding(level)
         full = self.down[0](self.enter(images), noise)
         half = self.down[1](F.avg_pool2d(full, 2), noise)
-        quarter = self.down[2](F.avg_pool2d(half, 2), noise)
+        quarter = self.lowest(F.avg_pool2d(half, 2), noise)
         half = self.up[0](_joined(quarter, half), noise)
         full = self.up[1](_joined(half, full), noise)
-        return self.output(F.silu(self.norm(full)))
+        return self.output(F.silu(self.norm(full))), quarter
 
 
 def _joined(low: Tensor, high: Tensor) -> Tensor:

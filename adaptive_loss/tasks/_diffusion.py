@@ -14,12 +14,12 @@ from statistics import NormalDist
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from adaptive_loss.buckets import bucket_means
 from adaptive_loss.losses import LossTerms
-from adaptive_loss.models._edm import SIGMA_DATA, EDMDenoiser
+from adaptive_loss.models._edm import SIGMA_DATA
 from adaptive_loss.probes import held_out
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks.base import EVALUATION_BATCH, Task
@@ -144,18 +144,18 @@ class DiffusionTask(Task):
         """The clean examples y of a split, ``[N, …]`` on the device, of deviation σd."""
 
     @abstractmethod
-    def build(self) -> EDMDenoiser:
-        """The denoiser, untrained."""
+    def build(self) -> nn.Module:
+        """The denoiser D(x; σ), untrained."""
 
     def make_probe(self, seed: int) -> Any:
         """The objective on the probe split."""
         clean = self.examples["probe"]
-        sigma, _, noise = self._draw(clean, own_generator(self.config.seed, "probe noise"))
+        sigma, _, noise = self.draw(clean, own_generator(self.config.seed, "probe noise"))
         return held_out(
             self._objective, (clean, sigma, noise), batch_size=self.probe_batch, model=self.model, seed=seed
         )
 
-    def _draw(self, clean: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, clean: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noise levels, buckets (on the host) and noise for examples."""
         sigma, bucket = stratified_levels(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator)
@@ -164,7 +164,7 @@ class DiffusionTask(Task):
     def losses(self, rows: Tensor) -> LossTerms:
         """The wanted buckets' terms on one batch."""
         clean = self.examples["train"][rows.to(self.device)]
-        sigma, bucket, noise = self._draw(clean, self.noise)
+        sigma, bucket, noise = self.draw(clean, self.noise)
         errors = weighted_errors(self.model(noisy(clean, sigma, noise), sigma), clean, sigma)
         terms = bucket_losses(errors, bucket)
         return {name: loss for name, loss in terms.items() if name in self.wanted}
@@ -180,7 +180,7 @@ class DiffusionTask(Task):
         """What the running mean makes of a split, in pieces, with the same noise at every call."""
         generator = own_generator(self.config.seed, f"evaluate {split}")
         for clean in self.examples[split].split(EVALUATION_BATCH):
-            sigma, bucket, noise = self._draw(clean, generator)
+            sigma, bucket, noise = self.draw(clean, generator)
             x = noisy(clean, sigma, noise)
             yield Denoised(clean, x, sigma, bucket, self.average(x, sigma))
 
