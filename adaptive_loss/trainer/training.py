@@ -139,6 +139,10 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         if weights[base] == 0:
             raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
     if mode.base_only:
+        if kind.base is None:
+            raise UsageError(
+                f"--mode {config.mode}: {config.task} has no base term to train alone; choose another mode"
+            )
         weights |= {name: 0.0 for name in kind.terms if name != kind.base}
     seed_global(config.seed)
     wanted = [name for name, weight in weights.items() if weight > 0]
