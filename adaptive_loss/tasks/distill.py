@@ -36,7 +36,7 @@ class Size:
 
 
 TEACHER = Size((32, 64), features=128, steps=400)
-STUDENT = Size((4, 8), features=16, steps=60)
+STUDENT = Size((8, 16), features=32, steps=60)
 
 
 def soft_target_divergence(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -69,6 +69,7 @@ def fit(network: nn.Module, split: Split, augment: Augment, steps: int, generato
         F.cross_entropy(network(images), split.labels[rows]).backward()
         optimizer.step()
         schedule.step()
+    optimizer.zero_grad()
 
 
 def frozen(network: FeatureCNN) -> FeatureCNN:
@@ -105,7 +106,7 @@ class Distill(ImageTask):
     models = ("feature_cnn",)
     metric = "accuracy"
     customary: ClassVar[Mapping[str, float]] = {"cross_entropy": 1.0, "distillation": 9.0, "reference": 0.2}
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 20, "batch_size": 50}
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 40, "batch_size": 50, "lr": 3e-3}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)
@@ -132,10 +133,9 @@ class Distill(ImageTask):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.initial_seed())
             shape = self.splits["train"].images.shape[1:]
-            network = FeatureCNN(shape, self.classes, widths=size.widths, features=size.features)
+            network = FeatureCNN(shape, self.classes, widths=size.widths, features=size.features).to(self.device)
         network.pixel_mean.copy_(self.mean)
         network.pixel_std.copy_(self.std)
-        network.to(self.device)
         fit(network, self.splits["train"], self.augment, size.steps, generator)
         return network
 
