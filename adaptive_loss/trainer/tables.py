@@ -22,6 +22,7 @@ def tables(rows: Sequence[Result], pairs: Sequence[tuple[str, str]], metric: str
     name = judged.removeprefix("test_").replace("_", " ")
     unit = "percentage points" if accuracy else "nats" if metric is None else f"{name}, lower is better"
     summary = summarise(rows, judged)
+    summary = {arm: summary[arm] for arm in dict.fromkeys(row["mode"] for row in rows)}
     width = max(18, *(len(arm) + 2 for arm in summary))
     lines = [f"{'mode':<{width}}{'n':>3}{'failed':>8}   test {name}{' (%)' * accuracy}, 95% interval"]
     for arm, entry in summary.items():
