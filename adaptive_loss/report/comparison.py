@@ -102,7 +102,7 @@ def plane_picture(
         figure = new_figure(6.2, 4.4, title)
         panel = figure.subplots()
         means = sorted((fmean(x for x, _ in arms[arm]), fmean(y for _, y in arms[arm])) for arm in line if arms[arm])
-        panel.plot(*zip(*means, strict=True), color=INK, linewidth=0.8) if len(means) > 1 else None
+        panel.plot([x for x, _ in means], [y for _, y in means], color=INK, linewidth=0.8)
         for place, (arm, points) in enumerate(arms.items()):
             _points(panel, arm, points, PALETTE[place % len(PALETTE)], "os^Dv"[place // len(PALETTE) % 5])
         panel.grid(color=FAINT, linewidth=0.6)

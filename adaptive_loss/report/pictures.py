@@ -127,8 +127,10 @@ def term_shares(losses: Curves, weights: Curves) -> dict[str, list[float]]:
 
 
 def stack_shares(panel: Any, steps: Sequence[float], shares: Curves, colours: Mapping[str, str]) -> None:
-    """Shares that add up to 1, stacked over the steps and named at their end."""
-    panel.stackplot(steps, *shares.values(), colors=[colours[t] for t in shares], edgecolor="white", linewidth=0.6)
+    """Shares that add up to 1, stacked over the steps and named at their end; those of a single step as a bar."""
+    ends = list(steps) if len(steps) > 1 else [steps[0], _end(steps)]
+    areas = [series if len(steps) > 1 else [series[0], series[0]] for series in shares.values()]
+    panel.stackplot(ends, *areas, colors=[colours[t] for t in shares], edgecolor="white", linewidth=0.6)
     _label_shares(panel, shares, colours)
     panel.set(ylim=(0, 1), xlim=(steps[0], _end(steps)))
     panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")

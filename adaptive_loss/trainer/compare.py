@@ -14,7 +14,7 @@ from adaptive_loss.report.comparison import plane_picture, samples_picture, shar
 from adaptive_loss.report.pictures import weights_picture
 from adaptive_loss.trainer.arms import GIVEN, Arm, rule_arm, started
 from adaptive_loss.trainer.studies import Result, finished
-from adaptive_loss.trainer.study import Study, StudyFlags, run_study
+from adaptive_loss.trainer.study import Study, StudyFlags, check_list, run_study
 from adaptive_loss.trainer.task_flags import TaskFlags, completed
 from adaptive_loss.trainer.tuning import read_tuned
 from adaptive_loss.utils.commands import command, command_line, parse
@@ -44,9 +44,8 @@ class Flags(TaskFlags, StudyFlags):
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    flags = completed(
-        parse(Flags, argv, PROG, "Compare weighting rules, modes and tuned weights on a task."), "compare"
-    )
+    about = "Compare weighting rules, modes and tuned weights on a task, paired by seed."
+    flags = completed(parse(Flags, argv, PROG, about), "compare")
     return run_study(study_of(flags, command_line(PROG, argv)), flags, draw)
 
 
@@ -76,9 +75,8 @@ def study_of(flags: Flags, argv: Sequence[str]) -> Study:
 def arms_of(flags: Flags, terms: Sequence[str]) -> tuple[Arm, ...]:
     """Every arm from every start; those with start weights of their own once."""
     asked = [rule_arm(name, "--weightings") for name in flags.weightings]
-    for name in (arm.name for arm in asked):
-        if [arm.name for arm in asked].count(name) > 1:
-            raise UsageError(f"--weightings: {name} is given twice; give each once")
+    check_list("weightings", [arm.name for arm in asked])
+    check_list("starts", flags.starts)
     arms = dict.fromkeys(started(arm, start) for start in flags.starts for arm in asked)
     strange = [arm.factor[0] for arm in arms if arm.factor is not None and arm.factor[0] not in terms]
     if strange:

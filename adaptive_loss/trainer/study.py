@@ -170,7 +170,7 @@ def prepare(settings: Settings) -> Mapping[str, object]:
 def check(study: Study) -> None:
     """Raise :class:`UsageError` for whatever can be known to be wrong before the first run."""
     check_seeds(study.seeds)
-    _check_list("modes", study.modes)
+    check_list("modes", study.modes)
     if study.trials < 1:
         raise UsageError(f"--trials is {study.trials}; give at least 1")
     specs = study.specs()
@@ -183,13 +183,14 @@ def check(study: Study) -> None:
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raise :class:`UsageError` where ``--seeds`` is empty, or holds one twice or one that torch does not take."""
-    _check_list("seeds", seeds)
+    check_list("seeds", seeds)
     for seed in seeds:
         if not 0 <= seed <= LARGEST_SEED:
             raise UsageError(f"--seeds: {seed} is no seed; give 0 to {LARGEST_SEED}")
 
 
-def _check_list(name: str, values: Sequence[object]) -> None:
+def check_list(name: str, values: Sequence[object]) -> None:
+    """Raise :class:`UsageError` where the list behind a flag is empty or holds something twice."""
     if not values:
         raise UsageError(f"--{name} is empty; give at least one")
     for value in values:
