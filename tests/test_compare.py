@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -202,6 +203,34 @@ def test_rules_are_run_on_start_weights_from_every_start(toy: Compare, tmp_path:
     config = json.loads((tmp_path / "out/gradnorm/kl_x0.1/seed_1/config.json").read_text())
     assert (config["mode"], config["weighting"], config["weights"]) == ("baseline", "gradnorm", {"kl": 0.05})
     assert json.loads((tmp_path / "out/adaptive/seed_1/config.json").read_text())["mode"] == "full"
+
+
+def test_an_arm_that_cannot_run_is_met_before_the_search(
+    toy: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        if config.weighting == "geco":
+            raise UsageError("weighting 'geco' needs targets")
+        return stub(config, folder, quiet=quiet)
+
+    monkeypatch.setattr("adaptive_loss.trainer.loop.run", run)
+    assert toy("--weightings", "tuned", "fixed", "geco", seeds=(1,)) == 2
+    assert capsys.readouterr().err.endswith("error: weighting 'geco' needs targets\n")
+    assert not (tmp_path / "out/tuned").exists()
+    assert toy("--weightings", "tuned", "fixed", seeds=(1,)) == 2  # the arm that could not run was asked for
+    monkeypatch.setattr("adaptive_loss.trainer.loop.run", stub)
+    assert toy("--weightings", "tuned", "fixed", "geco", seeds=(1,)) == 0
+    rows = json.loads((tmp_path / "out/compare.json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["tuned", "fixed", "geco"]
+
+
+def test_without_optuna_the_extra_is_named_before_the_first_run(
+    toy: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert toy("--weightings", "fixed", "tuned", seeds=(1,)) == 1
+    assert capsys.readouterr().err == "error: optuna is not installed; run: pip install 'adaptive-loss[study]'\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_tuned_weights_of_a_search_that_is_done(toy: Compare, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weighting rules, modes and tuned weights beside each other: ``adaptive-loss compare vae --weightings fixed geco``."""
+"""Rules, modes and tuned weights beside each other: ``adaptive-loss compare vae --weightings fixed tuned adaptive``."""
 
 from __future__ import annotations
 

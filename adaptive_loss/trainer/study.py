@@ -179,6 +179,9 @@ def check(study: Study) -> None:
     check_output(study)
     check_folders(specs)
     check_settings(study.settings)
+    search = study.search()
+    if search is not None:
+        check_folders(search.specs())
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -287,7 +290,16 @@ def _run_rest(study: Study, jobs: int, ledger: Ledger, known: int) -> list[Resul
         ledger.write_results()
         progress.done(spec, row)
 
+    rows: dict[Path, Result] = {}
+
+    def do(specs: Sequence[Spec]) -> None:
+        done = run_all(specs, jobs, quiet=True, on_row=keep)
+        rows.update(zip([spec.folder for spec in specs], done, strict=True))
+
     with Progress(trials + len(study.specs()), ended + known) as progress:
+        # What waits for no search goes first: an arm that cannot run is met before hours of searching.
+        do([spec for spec in study.specs() if spec.settled])
         if search is not None:
             study = replace(study, tuned=search.run(jobs, on_row=progress.done))
-        return run_all(study.specs(), jobs, quiet=True, on_row=keep)
+            do([spec for spec in study.specs() if spec.folder not in rows])
+    return [rows[spec.folder] for spec in study.specs()]
