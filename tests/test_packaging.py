@@ -74,7 +74,7 @@ PARTS: dict[str, set[str]] = {
     "report": {"records"},
     "utils": {"records"},
     "tasks": {"data", "models", "probes", "utils", "losses", "weighting"},
-    "trainer": {"tasks", "modes", "loss_executor", "report", "ledger", "checkpoint"},
+    "trainer": {"tasks", "modes", "loss_executor", "picture", "report", "ledger", "checkpoint"},
     "meta": {"trainer"},
     "demo": {"trainer"},
     "picture": {"report", "utils"},
