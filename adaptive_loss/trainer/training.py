@@ -174,7 +174,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         for opponent in kind.opponents
     }
     learner = _learner(task, task.model, executor, total)
-    return Training(task, learner, opponents, batches, _autocast(config.precision, device))
+    return Training(task, learner, opponents, batches, _autocast(kind, config.precision, device))
 
 
 def _learner(task: Task, network: nn.Module, executor: LossExecutor, steps: int) -> Learner:
@@ -189,9 +189,9 @@ def shares(losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[st
     return {name: value / whole if whole > 0 else 0.0 for name, value in mass.items()}
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 autocast where it was asked for, or by itself where the processor computes in bf16."""
-    wanted = precision == "bf16" or (precision == "auto" and has_bf16(device))
+def _autocast(kind: type[Task], precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast where it was asked for, or by itself where the processor computes in bf16 and the task bears it."""
+    wanted = precision == "bf16" or (precision == "auto" and "bf16" in kind.precisions and has_bf16(device))
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 
