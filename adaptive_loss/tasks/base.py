@@ -73,8 +73,6 @@ class Task(ABC):
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 5}
     """Settings of ``--quick``: a minute at most on one core."""
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "subset": 500}
-    half: ClassVar[bool] = True
-    """Whether ``--precision auto`` may take bf16."""
     """Settings of ``--smoke``: ten seconds at most, to see that it runs."""
     model: nn.Module
     """What the terms train."""
@@ -196,8 +194,6 @@ class PointTask(Task):
     Attributes:
         splits: train, probe, select and test, on the device.
     """
-
-    half = False  # of bf16's eight bits a coordinate of 4 is known to 0.016 alone
 
     def __init__(self, config: RunConfig, data: PointDataset, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)
