@@ -251,9 +251,9 @@ def test_the_rule_vqgan_weighs_the_adversarial_term_alone_at_the_last_layer() ->
     assert {name: weights[name] for name in task.terms[:-1]} == dict.fromkeys(task.terms[:-1], 1.0)
 
 
-def test_the_models_own_rule_has_options_and_others_are_named() -> None:
-    assert build(weighting="dwa").weighting() == "dwa"
-    assert build(weighting="vqgan", wanted=["reconstruction", "hinge"]).weighting() == "fixed"
+def test_the_models_own_rule_has_options_and_others_are_as_ever() -> None:
+    assert build(weighting="dwa").weighting().name == "dwa"
+    assert build(weighting="vqgan", wanted=["reconstruction", "hinge"]).weighting().name == "fixed"
 
 
 def test_the_balancer_taps_the_output() -> None:

@@ -18,6 +18,7 @@ from adaptive_loss.events import Event
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.utils.config import RunConfig
+from adaptive_loss.weighting import weightings
 from adaptive_loss.weighting.base import Weighting
 
 EVALUATION_BATCH = 500
@@ -62,6 +63,8 @@ class Task(ABC):
     """What it can be trained on (``--dataset``), the default first."""
     customary: ClassVar[Mapping[str, float]] = {}
     """The fixed weights that are published or usual, which ``--mode customary`` takes; 1 where not named."""
+    rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"
     """What of ``evaluate()`` weights are chosen by; lower is better, but for ``accuracy``."""
     objectives: ClassVar[tuple[str, ...]] = ()
@@ -129,9 +132,11 @@ class Task(ABC):
         """An opponent's wanted terms on the training examples ``rows``, the same as ``losses()`` gets after it."""
         raise NotImplementedError
 
-    def weighting(self) -> str | Weighting:
-        """The rule that ``--weighting`` names, as this task wants it made."""
-        return self.config.weighting
+    def weighting(self) -> Weighting:
+        """The rule that ``--weighting`` names, made with what the task knows of the rule's needs."""
+        rule = weightings.get(self.config.weighting)
+        options = {key: value for need in rule.needs for key, value in self.rule_options.get(need, {}).items()}
+        return rule(len(self.terms), **options)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """What steps ``model`` or an opponent."""

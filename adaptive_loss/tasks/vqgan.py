@@ -23,6 +23,7 @@ from adaptive_loss.tasks._adversarial import Watch, frozen, hinge, lecam
 from adaptive_loss.tasks._sample_metrics import sample_metrics
 from adaptive_loss.tasks.base import ImageTask, Opponent
 from adaptive_loss.weighting.base import Weighting
+from adaptive_loss.weighting.fixed import Fixed
 from adaptive_loss.weighting.switch_on import SwitchOn
 from adaptive_loss.weighting.vqgan import VQGAN
 
@@ -102,13 +103,13 @@ class VQGANTask(ImageTask):
         made = self._reconstruct(images)
         return 2 * (made - images).abs().mean() + F.mse_loss(self.perceive(made), self.perceive(images))
 
-    def weighting(self) -> str | Weighting:
+    def weighting(self) -> Weighting:
         """``vqgan`` and ``switch_on`` are about the adversarial term."""
         name, count = self.config.weighting, len(self.terms)
         if name not in ("vqgan", "switch_on"):
-            return name
+            return super().weighting()
         if "adversarial" not in self.wanted:
-            return "fixed"
+            return Fixed(count)
         if name == "vqgan":
             return VQGAN(count, only=("adversarial",))
         return SwitchOn(count, "adversarial", at=self.start, ramp=self.ramp, share=0.3, bound=1.5)
