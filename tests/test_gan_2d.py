@@ -298,6 +298,15 @@ def test_a_network_whose_loss_jumps_because_the_other_moved_still_steps(points: 
             assert record.applied
 
 
+def test_points_are_no_bf16_even_where_the_processor_has_it(
+    points: PointDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptive_loss.trainer.training.has_bf16", lambda device: True)
+    training = prepare(replace(CONFIG, precision="auto"), points)
+    with training.autocast:
+        assert training.task.opponent("critic")(torch.zeros(1, 2)).dtype == torch.float32
+
+
 def test_shares_are_within_each_network(points: PointDataset) -> None:
     training = trained(points, 1)
     shares = training.shares({"adversarial": 3.0, "feature_matching": 1.0, "logistic": 1.0, "r1": 1.0})

@@ -38,8 +38,9 @@ class PointGAN(AdversarialTask, PointTask):
 
     datasets = ("gaussians_25",)
     models = ("mlp_gan",)
+    precisions = ("fp32",)  # in bf16 a coordinate of 4 has a step of 0.016, a third of a mode's width
     customary: ClassVar[Mapping[str, float]] = {"feature_matching": 0.0, "r1": 0.01}
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 60, "batch_size": 256, "lr": 2e-3}
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 40, "batch_size": 256, "lr": 2e-3}
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 2, "subset": 2000}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:

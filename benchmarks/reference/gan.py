@@ -1,4 +1,11 @@
-"""A plain GAN on 25 Gaussians, against which `adaptive-loss train gan_2d --mode customary --quick` is checked."""
+"""A plain GAN on 25 Gaussians, against which `adaptive-loss train gan_2d` is checked.
+
+    python benchmarks/reference/gan.py 1 2
+    adaptive-loss train gan_2d --mode customary --quick --epochs 60 --seed 1 --output-dir DIR
+
+On the test points: here 20 and 20 modes, share of high quality 0.451 and 0.426 for seeds 1 and 2; the task 20 modes and
+0.446 for seed 1, 1.2% less. Its seed 2 has not been measured in float32.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""A plain VQGAN on the digits, against which `adaptive-loss train vqgan --mode customary --quick` is checked."""
+"""A plain VQGAN on the digits, against which `adaptive-loss train vqgan --mode customary --quick` is checked.
+
+    python benchmarks/reference/vqgan.py 1 2
+    adaptive-loss train vqgan --mode customary --quick --seed 1 --output-dir DIR, and --seed 2
+
+Test reconstruction (E|x − x̂|) and PSNR of seeds 1 and 2: here 0.1533, 0.1500 and 19.49, 19.62 dB; the task's (bf16
+autocast) 0.1431, 0.1660 and 19.88, 19.01 dB. Means 0.1517 and 0.1546: 1.9% apart, less than two seeds differ.
+"""
 
 from __future__ import annotations
 
