@@ -3,7 +3,10 @@
     python benchmarks/reference/distill.py --seeds 1 2
 
 The data, the networks, the temperature and the schedules of `adaptive-loss train distill --quick --mode customary`; no
-executor, and initial weights, order and shifts of its own.
+executor, and initial weights, order, shifts and teacher of its own.
+
+Accuracy and cross-entropy (nats) of seeds 1 and 2: here 0.9437, 0.1580 and 0.9437, 0.1524; the task 0.9437, 0.1757 and
+0.9557, 0.1615. Seeds 3 to 6 here: 0.9356 to 0.9497, 0.1438 to 0.1853.
 """
 
 from __future__ import annotations

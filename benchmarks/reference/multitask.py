@@ -4,6 +4,9 @@
 
 The data, the network, the schedule and the test pairs of `adaptive-loss train multitask --quick --mode customary`; no
 executor, and initial weights and training pairs of its own.
+
+Accuracy and cross-entropy (nats) of seeds 1 and 2: here 0.9748, 0.0931 and 0.9708, 0.0990; the task 0.9718, 0.0938 and
+0.9748, 0.0918.
 """
 
 from __future__ import annotations
