@@ -141,11 +141,11 @@ def check_settings(settings: Settings) -> None:
         from adaptive_loss.tasks import tasks
 
         weights = start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
-        base = tasks.get(settings.task).base
-        if base is not None and weights.get(base) == 0:
-            raise UsageError(
-                f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
-            )
+        for base in tasks.get(settings.task).bases():
+            if weights[base] == 0:
+                raise UsageError(
+                    f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
+                )
 
 
 def prepare(settings: Settings) -> Mapping[str, object]:
