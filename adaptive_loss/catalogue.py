@@ -17,6 +17,7 @@ from adaptive_loss.records import write_atomic
 from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.weighting import TORCHJD, weightings
 from adaptive_loss.weighting._torchjd_methods import METHODS
+from adaptive_loss.weighting.base import NEEDS
 from adaptive_loss.weighting.torchjd import Scalarized, TorchJD
 
 PROG = "adaptive-loss rules"
@@ -86,6 +87,7 @@ def page(name: str) -> str:
     rule = entry(name)
     needs = ", ".join(rule.needs) or "nothing but the losses"
     head = [f"# {rule.name}", f"*{rule.family}; needs {needs}; {COSTS[rule.cost]}*", rule.summary]
+    head += [f"Needs {need}: {NEEDS[need]}." for need in rule.needs if need in NEEDS]
     head += [f'`LossExecutor(..., weighting="{rule.name}")`, or with other settings than these:']
     body = _of_torchjd(TORCHJD[rule.name]) if rule.name in TORCHJD else _of_class(weightings.get(name))
     return "\n\n".join([*head, *body]) + "\n"

@@ -42,6 +42,10 @@ class Toy:
     def all_terms(cls) -> tuple[str, ...]:
         return cls.terms
 
+    @classmethod
+    def bases(cls) -> tuple[str, ...]:
+        return ("reconstruction",)
+
 
 def kid(config: RunConfig) -> float:
     """Least at a KL weight of 0.1, and lower by 0.02 for the whole system; seeds differ."""
@@ -209,19 +213,19 @@ def test_an_arm_that_cannot_run_is_met_before_the_search(
     toy: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
-        if config.weighting == "geco":
-            raise UsageError("weighting 'geco' needs targets")
+        if config.weighting == "edm":
+            raise UsageError("weighting 'edm' needs noise levels")
         return stub(config, folder, quiet=quiet)
 
     monkeypatch.setattr("adaptive_loss.trainer.loop.run", run)
-    assert toy("--weightings", "tuned", "fixed", "geco", seeds=(1,)) == 2
-    assert capsys.readouterr().err.endswith("error: weighting 'geco' needs targets\n")
+    assert toy("--weightings", "tuned", "fixed", "edm", seeds=(1,)) == 2
+    assert capsys.readouterr().err.endswith("error: weighting 'edm' needs noise levels\n")
     assert not (tmp_path / "out/tuned").exists()
     assert toy("--weightings", "tuned", "fixed", seeds=(1,)) == 2  # the arm that could not run was asked for
     monkeypatch.setattr("adaptive_loss.trainer.loop.run", stub)
-    assert toy("--weightings", "tuned", "fixed", "geco", seeds=(1,)) == 0
+    assert toy("--weightings", "tuned", "fixed", "edm", seeds=(1,)) == 0
     rows = json.loads((tmp_path / "out/compare.json").read_text())["rows"]
-    assert [row["mode"] for row in rows] == ["tuned", "fixed", "geco"]
+    assert [row["mode"] for row in rows] == ["tuned", "fixed", "edm"]
 
 
 def test_without_optuna_the_extra_is_named_before_the_first_run(
@@ -254,9 +258,9 @@ def test_flags_come_from_a_file_too_but_no_code(
     toy: Compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "flags.json"
-    file.write_text('{"weightings": ["fixed", "geco"], "epochs": 2}')
+    file.write_text('{"weightings": ["fixed", "equal"], "epochs": 2}')
     assert toy("--config", str(file), "--dry-run") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["fixed", "geco"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["fixed", "equal"]
     file.write_text('{"weightings": ["os:system"]}')
     assert toy("--config", str(file), "--dry-run") == 2
     assert "is code outside the package, which a file may not name" in capsys.readouterr().err
@@ -272,6 +276,7 @@ def test_flags_come_from_a_file_too_but_no_code(
         (["--starts", "kl+10"], "--starts: 'kl+10' is no start; give given, customary, TERM*10 or TERM/10"),
         (["--starts", "kl*0"], "--starts: 'kl*0' is no start"),
         (["--starts", "kd*10"], "--starts names the unknown term 'kd'; choose from: reconstruction, kl"),
+        (["--weightings", "fixed", "geco"], "weighting 'geco' needs targets: say what to hold, --targets term=value"),
         (["--tuned", "no.json"], "--tuned no.json holds no weights"),
         (["--seeds", "1", "1"], "--seeds: 1 is given twice"),
         (["--weights", "kd=1"], "--weights names the unknown term 'kd'"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adaptive_loss.errors import RunError, UsageError
-from adaptive_loss.utils.commands import command, parse, parse_weights
+from adaptive_loss.utils.commands import command, parse, parse_numbers
 from adaptive_loss.utils.config import (
     RunConfig,
     Settings,
@@ -159,12 +159,12 @@ def test_parse_errors_are_one_line_that_names_the_flag(argv: list[str], line: st
 @pytest.mark.parametrize("item", ["ce", "ce=", "=1", "ce=x"])
 def test_weights_that_cannot_be_read(item: str) -> None:
     with pytest.raises(ValueError, match="TERM=NUMBER"):
-        parse_weights([item])
+        parse_numbers([item])
 
 
 def test_a_term_given_twice() -> None:
     with pytest.raises(ValueError, match="twice"):
-        parse_weights(["ce=1", "ce=2"])
+        parse_numbers(["ce=1", "ce=2"])
 
 
 def test_weights_given_twice_are_not_dropped() -> None:

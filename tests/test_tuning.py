@@ -41,6 +41,10 @@ class Toy:
     def all_terms(cls) -> tuple[str, ...]:
         return (*cls.terms, "hinge", "r1")
 
+    @classmethod
+    def bases(cls) -> tuple[str, ...]:
+        return ("rec", "hinge")
+
 
 @pytest.fixture(autouse=True)
 def no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from adaptive_loss import records
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.ledger import Ledger
+from adaptive_loss.modes import modes
 from adaptive_loss.trainer import plan
 from adaptive_loss.trainer.arms import Arm
 from adaptive_loss.trainer.progress import Progress
@@ -25,6 +26,7 @@ from adaptive_loss.utils.config import (
     Settings,
     differences,
     from_json,
+    held_targets,
     resolve_device,
     run_config,
     start_weights,
@@ -126,9 +128,9 @@ def task_terms(settings: Settings) -> list[str]:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise :class:`UsageError` where the device or the task's dataset is not there, or a weight is not one of a term.
+    """Raise :class:`UsageError` where the device, the task's dataset, a term or what the rule needs is not there.
 
-    The device and the weights need torch, so a command that asks for neither, of the first task, is spared its import.
+    All but the dataset need torch, so a command that asks for none of them, of the first task, is spared its import.
     """
     if settings.device == "cuda":
         resolve_device(settings.device)
@@ -137,15 +139,35 @@ def check_settings(settings: Settings) -> None:
         from adaptive_loss.tasks.base import check_dataset
 
         check_dataset(settings.dataset, tasks.get(settings.task).datasets)
-    if settings.weights:
-        from adaptive_loss.tasks import tasks
+    if settings.weighting != Settings.weighting:
+        from adaptive_loss.weighting import weightings
 
-        weights = start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
-        for base in tasks.get(settings.task).bases():
-            if weights[base] == 0:
-                raise UsageError(
-                    f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
-                )
+        if "targets" in getattr(weightings.get(settings.weighting), "needs", ()) and not settings.targets:
+            raise UsageError(f"weighting {settings.weighting!r} needs targets: say what to hold, --targets term=value")
+    if settings.weights or settings.targets:
+        _check_terms(settings)
+
+
+def _check_terms(settings: Settings) -> None:
+    from adaptive_loss.tasks import tasks
+
+    config, kind = run_config(settings, mode="baseline", seed=0), tasks.get(settings.task)
+    weights = start_weights(config, task_terms(settings))
+    for base in kind.bases():
+        if weights[base] == 0:
+            raise UsageError(
+                f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
+            )
+    held_targets(config, {name: weight for name, weight in weights.items() if name in kind.terms}, kind.base)
+
+
+def check_base(settings: Settings, arms: Sequence[Arm]) -> None:
+    """Raise :class:`UsageError` for a mode that trains on the base term alone, where the task has none."""
+    from adaptive_loss.tasks import tasks
+
+    alone = [arm.mode for arm in arms if modes.get(arm.mode)().base_only]
+    if alone and tasks.get(settings.task).base is None:
+        raise UsageError(f"mode {alone[0]}: task {settings.task} has no base term; leave that mode out")
 
 
 def prepare(settings: Settings) -> Mapping[str, object]:
@@ -178,7 +200,10 @@ def check(study: Study) -> None:
         validate(spec.config)
     check_output(study)
     check_folders(specs)
-    check_settings(study.settings)
+    for rule in dict.fromkeys(arm.weighting or study.settings.weighting for arm in study.arms):
+        check_settings(replace(study.settings, weighting=rule))
+    if study.settings.task != Settings.task:
+        check_base(study.settings, study.arms)
     search = study.search()
     if search is not None:
         check_folders(search.specs())

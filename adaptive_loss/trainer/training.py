@@ -23,7 +23,7 @@ from adaptive_loss.modes.base import Mode
 from adaptive_loss.seeding import own_generator, seed_global
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
-from adaptive_loss.utils.config import RunConfig, resolve_device, start_weights, to_json
+from adaptive_loss.utils.config import RunConfig, held_targets, resolve_device, start_weights, to_json
 from adaptive_loss.utils.logging import RunLogger
 from adaptive_loss.utils.performance import Timer
 
@@ -134,16 +134,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     device = torch.device(resolve_device(config.device))
     mode: Mode = modes.get(config.mode)()
     kind: type[Task] = tasks.get(config.task)
-    weights = start_weights(config, kind.all_terms())
-    for base in kind.bases():
-        if weights[base] == 0:
-            raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
-    if mode.base_only:
-        if kind.base is None:
-            raise UsageError(
-                f"--mode {config.mode}: {config.task} has no base term to train alone; choose another mode"
-            )
-        weights |= {name: 0.0 for name in kind.terms if name != kind.base}
+    weights, targets = _start(config, kind, mode)
     seed_global(config.seed)
     wanted = [name for name, weight in weights.items() if weight > 0]
     held = data.held_in if mode.all_data else None
@@ -156,6 +147,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
+        targets=targets,
         weighting=task.weighting(),
         modulators=modulators,
         probe=task.probe if modulators else None,
@@ -179,6 +171,20 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     }
     learner = _learner(task, task.model, executor, total)
     return Training(task, learner, opponents, batches, _autocast(kind, config.precision, device))
+
+
+def _start(config: RunConfig, kind: type[Task], mode: Mode) -> tuple[dict[str, float], dict[str, float]]:
+    """The start weight of every term, and the target of every term that is held at one."""
+    weights = start_weights(config, kind.all_terms())
+    for base in kind.bases():
+        if weights[base] == 0:
+            raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
+    targets = held_targets(config, {name: weights[name] for name in kind.terms}, kind.base)
+    if not mode.base_only:
+        return weights, targets
+    if kind.base is None:
+        raise UsageError(f"mode {config.mode}: task {config.task} has no base term; choose another mode")
+    return weights | {name: 0.0 for name in kind.terms if name != kind.base}, {}
 
 
 def _learner(task: Task, network: nn.Module, executor: LossExecutor, steps: int) -> Learner:
