@@ -277,6 +277,7 @@ def test_flags_come_from_a_file_too_but_no_code(
         (["--starts", "kl+10"], "--starts: 'kl+10' is no start; give given, customary, TERM*10 or TERM/10"),
         (["--starts", "kl*0"], "--starts: 'kl*0' is no start"),
         (["--starts", "kd*10"], "--starts names the unknown term 'kd'; choose from: reconstruction, kl"),
+        (["--weightings", "fixed", "geco"], "weighting 'geco' needs targets: say what to hold, --targets term=value"),
         (["--tuned", "no.json"], "--tuned no.json holds no weights"),
         (["--seeds", "1", "1"], "--seeds: 1 is given twice"),
         (["--weights", "kd=1"], "--weights names the unknown term 'kd'"),

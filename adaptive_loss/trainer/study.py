@@ -12,6 +12,7 @@ from typing import Any
 from adaptive_loss import records
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.ledger import Ledger
+from adaptive_loss.modes import modes
 from adaptive_loss.trainer import plan
 from adaptive_loss.trainer.arms import Arm
 from adaptive_loss.trainer.progress import Progress
@@ -160,12 +161,11 @@ def _check_terms(settings: Settings) -> None:
     held_targets(config, {name: weight for name, weight in weights.items() if name in kind.terms}, kind.base)
 
 
-def check_base(settings: Settings, names: Sequence[str]) -> None:
+def check_base(settings: Settings, arms: Sequence[Arm]) -> None:
     """Raise :class:`UsageError` for a mode that trains on the base term alone, where the task has none."""
-    from adaptive_loss.modes import modes
     from adaptive_loss.tasks import tasks
 
-    alone = [name for name in names if modes.get(name)().base_only]
+    alone = [arm.mode for arm in arms if modes.get(arm.mode)().base_only]
     if alone and tasks.get(settings.task).base is None:
         raise UsageError(f"mode {alone[0]}: task {settings.task} has no base term; leave that mode out")
 
@@ -203,7 +203,7 @@ def check(study: Study) -> None:
     for weighting in dict.fromkeys(arm.weighting or study.settings.weighting for arm in study.arms):
         check_settings(replace(study.settings, weighting=weighting))
     if study.settings.task != Settings.task:
-        check_base(study.settings, [arm.mode for arm in study.arms])
+        check_base(study.settings, study.arms)
     search = study.search()
     if search is not None:
         check_folders(search.specs())

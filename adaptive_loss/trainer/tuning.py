@@ -59,7 +59,7 @@ def space_of(kind: type[Task], given: Mapping[str, float]) -> Space:
     """
     start = {name: float(given.get(name, 1.0)) for name in kind.all_terms()}
     usual = {name: kind.customary.get(name) or weight for name, weight in start.items()}
-    firsts = {kind.terms[0], *(opponent.terms[0] for opponent in kind.opponents)}
+    firsts = {kind.terms[0], *kind.bases()}
     held = {name: usual[name] if start[name] else 0.0 for name in start if name in firsts or not start[name]}
     if len(held) == len(start):
         raise UsageError("there is no weight to search: give a term besides the base a start weight above 0")
