@@ -305,3 +305,9 @@ def test_the_command_and_its_picture(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert row["status"] == "ok" and row["test_relative_l2"] > 0
     pytest.importorskip("matplotlib")
     assert cli.main(["picture", row["folder"]]) == 0
+
+
+def test_a_jump_of_a_loss_ends_no_run() -> None:
+    """At weights in the thousands Adam's steps are wide for a while: ten rejections of an unchanged network ended one."""
+    training = prepare(CONFIG, data("burgers"))
+    assert not training.executor.guards.spikes

@@ -40,6 +40,7 @@ class AdversarialTask(Task):
 
     terms = ("adversarial", "feature_matching")
     base = "adversarial"
+    steady = False
     opponents = (Opponent("critic", ("logistic", "r1")),)
     objectives = ("sample_quality",)
     decay: ClassVar[float] = 0.99

@@ -67,6 +67,9 @@ class Task(ABC):
     """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"
     """What of ``evaluate()`` weights are chosen by; lower is better, but for ``accuracy``."""
+    steady: ClassVar[bool] = True
+    """Whether a loss that jumps is a fault. In a game it jumps because the other side has moved, and where weights make
+    Adam's steps wide it comes back by itself: to refuse such steps would end the run."""
     objectives: ClassVar[tuple[str, ...]] = ()
     """What the probe may measure (``--objective``), the default first."""
     models: ClassVar[tuple[str, ...]] = ()

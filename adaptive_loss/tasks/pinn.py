@@ -123,6 +123,7 @@ class PhysicsInformed(PointTask):
     objectives = ("measured",)
     models = ("mlp",)
     precisions = ("fp32",)
+    steady = False
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 8}
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "subset": 11_000}
 

@@ -61,6 +61,7 @@ class VQGANTask(ImageTask):
 
     terms = ("reconstruction", "perceptual", "codebook", "commitment", "adversarial")
     base = "reconstruction"
+    steady = False
     opponents = (Opponent("discriminator", ("hinge", "lecam")),)
     datasets = ("digits", "fashion_mnist")
     customary: ClassVar[Mapping[str, float]] = {"commitment": 0.25, "adversarial": 0.1, "lecam": 0.01}

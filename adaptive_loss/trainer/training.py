@@ -142,8 +142,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
     modulators = mode.modulators()
-    # In a game a loss jumps because the other side has moved; to refuse the step would leave the loser behind for good.
-    guards = Guards(spikes=not kind.opponents)
+    guards = Guards(spikes=kind.steady)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
