@@ -17,6 +17,7 @@ from adaptive_loss.records import write_atomic
 from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.weighting import TORCHJD, weightings
 from adaptive_loss.weighting._torchjd_methods import METHODS
+from adaptive_loss.weighting.base import NEEDS
 from adaptive_loss.weighting.torchjd import Scalarized, TorchJD
 
 PROG = "adaptive-loss rules"
@@ -86,6 +87,7 @@ def page(name: str) -> str:
     rule = entry(name)
     needs = ", ".join(rule.needs) or "nothing but the losses"
     head = [f"# {rule.name}", f"*{rule.family}; needs {needs}; {COSTS[rule.cost]}*", rule.summary]
+    head += [f"Needs {need}: {NEEDS[need]}." for need in rule.needs if need in NEEDS]
     head += [f'`LossExecutor(..., weighting="{rule.name}")`, or with other settings than these:']
     body = _of_torchjd(TORCHJD[rule.name]) if rule.name in TORCHJD else _of_class(weightings.get(name))
     return "\n\n".join([*head, *body]) + "\n"
@@ -190,9 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(Flags, argv, PROG, "List the weighting rules, or show one.")
     if flags.write is not None:
         flags.write.mkdir(parents=True, exist_ok=True)
-        for file, text in pages().items():
-            write_atomic(flags.write / file, text)
-        print(f"written: {flags.write}")
+        files = {flags.write / name: text for name, text in pages().items()}
+        for file, text in files.items():
+            write_atomic(file, text)
+        print(json.dumps({"files": [str(file) for file in files]}) if flags.json else f"written: {flags.write}")
     elif flags.name is not None:
         print(json.dumps(asdict(entry(flags.name))) if flags.json else page(flags.name).rstrip())
     else:

@@ -26,6 +26,7 @@ TERMS = ("cross_entropy", "self_distillation", "contrastive", "confidence")
 LEVELS = [0.1, 1.0, 3.0, 10.0]
 GIVEN: Mapping[str, Mapping[str, object]] = {
     "noise levels": {"levels": LEVELS},
+    "signal-to-noise ratios": {"levels": LEVELS},
     "shares": {"shares": LEVELS},
     "a term": {"term": "contrastive"},
 }

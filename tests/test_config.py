@@ -12,7 +12,7 @@ import pytest
 
 from adaptive_loss import picture
 from adaptive_loss.errors import RunError, UsageError
-from adaptive_loss.utils.commands import command, parse, parse_weights
+from adaptive_loss.utils.commands import command, parse, parse_numbers
 from adaptive_loss.utils.config import (
     RunConfig,
     Settings,
@@ -184,12 +184,12 @@ def test_an_argument_that_is_missing_is_named() -> None:
 @pytest.mark.parametrize("item", ["ce", "ce=", "=1", "ce=x"])
 def test_weights_that_cannot_be_read(item: str) -> None:
     with pytest.raises(ValueError, match="TERM=NUMBER"):
-        parse_weights([item])
+        parse_numbers([item])
 
 
 def test_a_term_given_twice() -> None:
     with pytest.raises(ValueError, match="twice"):
-        parse_weights(["ce=1", "ce=2"])
+        parse_numbers(["ce=1", "ce=2"])
 
 
 @pytest.mark.parametrize("flag", ["--weights", "--seeds", "--config"])

@@ -73,7 +73,7 @@ PARTS: dict[str, set[str]] = {
     "checkpoint": {"records"},
     "report": {"records"},
     "utils": {"records"},
-    "tasks": {"data", "models", "probes", "utils", "losses"},
+    "tasks": {"data", "models", "probes", "utils", "losses", "weighting"},
     "trainer": {"tasks", "modes", "loss_executor", "report", "ledger", "checkpoint"},
     "meta": {"trainer"},
     "demo": {"trainer"},

@@ -24,6 +24,7 @@ from adaptive_loss.utils.config import (
     Settings,
     differences,
     from_json,
+    held_targets,
     resolve_device,
     run_config,
     start_weights,
@@ -116,9 +117,9 @@ def given_weights(settings: Settings, mode: str) -> Mapping[str, float]:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise :class:`UsageError` where the device or the task's dataset is not there, or a weight is not one of a term.
+    """Raise :class:`UsageError` where the device, the task's dataset, a term or what the rule needs is not there.
 
-    The device and the weights need torch, so a command that asks for neither, of the first task, is spared its import.
+    All but the dataset need torch, so a command that asks for none of them, of the first task, is spared its import.
     """
     if settings.device == "cuda":
         resolve_device(settings.device)
@@ -127,15 +128,35 @@ def check_settings(settings: Settings) -> None:
         from adaptive_loss.tasks.base import check_dataset
 
         check_dataset(settings.dataset, tasks.get(settings.task).datasets)
-    if settings.weights:
-        from adaptive_loss.tasks import tasks
+    if settings.weighting != Settings.weighting:
+        from adaptive_loss.weighting import weightings
 
-        weights = start_weights(run_config(settings, mode="baseline", seed=0), task_terms(settings))
-        base = tasks.get(settings.task).base
-        if base is not None and weights.get(base) == 0:
+        if "targets" in getattr(weightings.get(settings.weighting), "needs", ()) and not settings.targets:
+            raise UsageError(f"weighting {settings.weighting!r} needs targets: say what to hold, --targets term=value")
+    if settings.weights or settings.targets:
+        _check_terms(settings)
+
+
+def _check_terms(settings: Settings) -> None:
+    from adaptive_loss.tasks import tasks
+
+    config, kind = run_config(settings, mode="baseline", seed=0), tasks.get(settings.task)
+    weights = start_weights(config, task_terms(settings))
+    for base in kind.bases():
+        if weights[base] == 0:
             raise UsageError(
                 f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
             )
+    held_targets(config, {name: weight for name, weight in weights.items() if name in kind.terms}, kind.base)
+
+
+def check_base(settings: Settings, names: Sequence[str]) -> None:
+    """Raise :class:`UsageError` for a mode that trains on the base term alone, where the task has none."""
+    from adaptive_loss.tasks import tasks
+
+    alone = [name for name in names if modes.get(RUN_AS.get(name, name))().base_only]
+    if alone and tasks.get(settings.task).base is None:
+        raise UsageError(f"mode {alone[0]}: task {settings.task} has no base term; leave that mode out")
 
 
 def prepare(settings: Settings) -> Mapping[str, object]:
@@ -169,6 +190,8 @@ def check(study: Study) -> None:
     check_output(study)
     check_folders([spec for spec in specs if spec.label != "tuned"])
     check_settings(study.settings)
+    if study.settings.task != Settings.task:
+        check_base(study.settings, study.modes)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from adaptive_loss.checkpoint import Stateful, gather, restore
 from adaptive_loss.data.base import Batches, Dataset
 from adaptive_loss.data.points import PointDataset
 from adaptive_loss.errors import UsageError
+from adaptive_loss.guards import Guards
 from adaptive_loss.loss_executor import LossExecutor, StepRecord
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.modes import modes
@@ -22,7 +23,7 @@ from adaptive_loss.modes.base import Mode
 from adaptive_loss.seeding import own_generator, seed_global
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
-from adaptive_loss.utils.config import RunConfig, resolve_device, start_weights, to_json
+from adaptive_loss.utils.config import RunConfig, held_targets, resolve_device, start_weights, to_json
 from adaptive_loss.utils.logging import RunLogger
 from adaptive_loss.utils.performance import Timer
 
@@ -133,11 +134,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     device = torch.device(resolve_device(config.device))
     mode: Mode = modes.get(config.mode)()
     kind: type[Task] = tasks.get(config.task)
-    weights = start_weights(config, kind.all_terms())
-    if kind.base is not None and weights[kind.base] == 0:
-        raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
-    if mode.base_only:
-        weights |= {name: 0.0 for name in kind.terms if name != kind.base}
+    weights, targets = _start(config, kind, mode)
     seed_global(config.seed)
     wanted = [name for name, weight in weights.items() if weight > 0]
     held = data.held_in if mode.all_data else None
@@ -145,12 +142,16 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
     modulators = mode.modulators()
+    # In a game a loss jumps because the other side has moved; to refuse the step would leave the loser behind for good.
+    guards = Guards(spikes=not kind.opponents)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
-        weighting=config.weighting,
+        targets=targets,
+        weighting=task.weighting(),
         modulators=modulators,
         probe=task.probe if modulators else None,
+        guards=guards,
         total_steps=total,
         seed=config.seed,
     )
@@ -158,13 +159,32 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         opponent.name: _learner(
             task,
             task.opponent(opponent.name),
-            LossExecutor({name: weights[name] for name in opponent.terms}, base=opponent.terms[0], total_steps=total),
+            LossExecutor(
+                {name: weights[name] for name in opponent.terms},
+                base=opponent.terms[0],
+                guards=guards,
+                total_steps=total,
+            ),
             total,
         )
         for opponent in kind.opponents
     }
     learner = _learner(task, task.model, executor, total)
-    return Training(task, learner, opponents, batches, _autocast(config.precision, device))
+    return Training(task, learner, opponents, batches, _autocast(kind, config.precision, device))
+
+
+def _start(config: RunConfig, kind: type[Task], mode: Mode) -> tuple[dict[str, float], dict[str, float]]:
+    """The start weight of every term, and the target of every term that is held at one."""
+    weights = start_weights(config, kind.all_terms())
+    for base in kind.bases():
+        if weights[base] == 0:
+            raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
+    targets = held_targets(config, {name: weights[name] for name in kind.terms}, kind.base)
+    if not mode.base_only:
+        return weights, targets
+    if kind.base is None:
+        raise UsageError(f"mode {config.mode}: task {config.task} has no base term; choose another mode")
+    return weights | {name: 0.0 for name in kind.terms if name != kind.base}, {}
 
 
 def _learner(task: Task, network: nn.Module, executor: LossExecutor, steps: int) -> Learner:
@@ -179,9 +199,9 @@ def shares(losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[st
     return {name: value / whole if whole > 0 else 0.0 for name, value in mass.items()}
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 autocast where it was asked for, or by itself where the processor computes in bf16."""
-    wanted = precision == "bf16" or (precision == "auto" and has_bf16(device))
+def _autocast(kind: type[Task], precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast where it was asked for, or by itself where the processor computes in bf16 and the task bears it."""
+    wanted = precision == "bf16" or (precision == "auto" and "bf16" in kind.precisions and has_bf16(device))
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 

@@ -201,21 +201,21 @@ def _as_flag(name: str, value: Any) -> list[str]:
     return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
 
 
-def parse_weights(items: Sequence[str]) -> dict[str, float]:
+def parse_numbers(items: Sequence[str]) -> dict[str, float]:
     """``["kd=0.5", "conf=1"]`` as ``{"kd": 0.5, "conf": 1.0}``; ``ValueError`` for none, or one that cannot be read."""
     if not items:
         raise ValueError("no term is named; give TERM=NUMBER, or leave the flag out")
-    weights: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for item in items:
         term, _, value = item.partition("=")
         try:
-            weight = float(value)
+            number = float(value)
         except ValueError:
-            raise ValueError(f"{item!r} is not TERM=NUMBER, such as --weights {term or 'term'}=0.5") from None
-        if not term or term in weights:
+            raise ValueError(f"{item!r} is not TERM=NUMBER, such as {term or 'term'}=0.5") from None
+        if not term or term in numbers:
             raise ValueError(f"{item!r} names {'a term twice' if term else 'no term'}; give TERM=NUMBER once a term")
-        weights[term] = weight
-    return weights
+        numbers[term] = number
+    return numbers
 
 
 def _registry() -> Any:
@@ -232,9 +232,9 @@ def _registry() -> Any:
         return PrimitiveConstructorSpec(
             nargs="*",
             metavar="TERM=VALUE ...",
-            instance_from_str=parse_weights,
+            instance_from_str=parse_numbers,
             is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [f"{term}={weight}" for term, weight in value.items()],
+            str_from_instance=lambda value: [f"{term}={number}" for term, number in value.items()],
         )
 
     return registry

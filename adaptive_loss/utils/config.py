@@ -12,7 +12,7 @@ from typing import Any, Literal
 from adaptive_loss.errors import UsageError
 
 # Where the data lies, what computes and how a run is kept do not change what it is, so they may differ on resume.
-NOT_IDENTITY = ("data_dir", "device", "threads", "save_every", "resume", "preempt_file")
+NOT_IDENTITY = ("data_dir", "device", "threads", "save_every", "pictures_every", "resume", "preempt_file")
 # Fields that name a plug-in; written with hyphens they mean the same, so they are the same run.
 NAMES = ("task", "dataset", "model", "objective", "weighting", "mode")
 LARGEST_SEED = 2**64 - 1  # what torch's generators take
@@ -39,6 +39,8 @@ class Settings:
     """Learning rate of Adam at the start; the one-cycle schedule peaks at three times it."""
     weights: dict[str, float] = field(default_factory=dict)
     """Start weights; a term not named starts from 1."""
+    targets: dict[str, float] = field(default_factory=dict)
+    """Values to hold terms at, in their own units, by the weighting rule or, where it has no such law, above it."""
     weighting: str = "fixed"
     """Base weighting rule: a file name in adaptive_loss/weighting."""
     augment: Literal["standard", "none"] = "standard"
@@ -57,6 +59,8 @@ class Settings:
     """CPU threads a run; 0 is one a core."""
     save_every: str = "30s"
     """How often an unfinished run is saved: steps (200) or seconds (30s)."""
+    pictures_every: int = 0
+    """Steps from one set of pictures to the next, for tasks that have some; 0 is at the end only."""
     resume: bool = True
     """Go on where an unfinished run was saved; --no-resume begins it anew."""
     preempt_file: Path | None = None
@@ -91,6 +95,8 @@ def validate(config: RunConfig) -> None:
     for name in ("epochs", "batch_size"):
         _check_positive(name, getattr(config, name), "a whole number of at least 1")
     _check_positive("lr", config.lr, "a finite number above 0, such as 1e-3")
+    if config.pictures_every < 0:
+        raise UsageError(f"--pictures-every is {config.pictures_every}; give a number of steps, or 0 for the end only")
     if config.subset is not None:
         _check_positive("subset", config.subset, "a whole number of at least 1")
     for name, most in (("threads", MOST_THREADS), ("seed", LARGEST_SEED), ("data_seed", LARGEST_SEED)):
@@ -98,6 +104,7 @@ def validate(config: RunConfig) -> None:
             raise UsageError(f"--{_flag(name)} is {getattr(config, name)}; give 0 to {most}")
     save_interval(config.save_every)
     _check_weights(config.weights)
+    _check_targets(config.targets)
     _check_names(config)
 
 
@@ -114,6 +121,26 @@ def start_weights(config: RunConfig, terms: Sequence[str]) -> dict[str, float]:
     if not any(weights.values()):
         raise UsageError("--weights leaves every term at 0; give at least one term a weight above 0")
     return weights
+
+
+def held_targets(config: RunConfig, weights: Mapping[str, float], base: str | None) -> dict[str, float]:
+    """The target of every term that ``--targets`` names.
+
+    Args:
+        config: the run.
+        weights: the start weight of every term that may have a target, and of the base.
+        base: the term whose weight stays put, if there is one.
+
+    Raises:
+        UsageError: a target for a term that is not there, for the base, or for a term that is off.
+    """
+    able = [name for name, weight in weights.items() if name != base and weight > 0]
+    wrong = next((name for name in config.targets if name not in able), None)
+    if wrong is not None:
+        why = "has weight 0, so that nothing can hold it" if wrong in weights else "is unknown"
+        why = "is the base term, whose weight stays put" if wrong == base else why
+        raise UsageError(f"--targets names {wrong!r}, which {why}; choose from: {', '.join(able) or 'none'}")
+    return {name: float(target) for name, target in config.targets.items()}
 
 
 def save_interval(text: str) -> tuple[float, str]:
@@ -170,6 +197,7 @@ def from_json(values: Mapping[str, Any]) -> RunConfig:
             "data_dir": Path(values.get("data_dir", RunConfig.data_dir)),
             "preempt_file": None if notice is None else Path(notice),
             "weights": dict(values.get("weights", {})),
+            "targets": dict(values.get("targets", {})),
         }
         return RunConfig(**{**values, **typed})
     except (TypeError, ValueError, AttributeError) as error:
@@ -195,6 +223,12 @@ def _check_weights(weights: Mapping[str, float]) -> None:
     for term, weight in weights.items():
         if not math.isfinite(weight) or weight < 0:
             raise UsageError(f"--weights {term}={weight}: a weight is a finite number of at least 0")
+
+
+def _check_targets(targets: Mapping[str, float]) -> None:
+    for term, target in targets.items():
+        if not math.isfinite(target):
+            raise UsageError(f"--targets {term}={target}: a target is a finite number, in the unit of its term")
 
 
 def _check_names(config: RunConfig) -> None:

@@ -18,7 +18,7 @@ from adaptive_loss.signals import Signals
 NEEDS = {
     "gradients": "call executor(losses, tap=features), or make the rule with at=parameters",
     "base": "say which term is the base: LossExecutor(..., base=name)",
-    "targets": "say what to hold: LossExecutor(..., targets={name: value})",
+    "targets": "say what to hold: LossExecutor(..., targets={name: value}), or --targets name=value on a command line",
     "epochs": "call executor.end_epoch() after every epoch; without it nothing it waits for comes",
 }
 """What a rule may need of its user, and how to give it. Without gradients, base or targets it cannot go on."""
