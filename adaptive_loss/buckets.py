@@ -44,6 +44,7 @@ def bucket_means(per_sample: Tensor, index: Tensor, n_buckets: int) -> Buckets:
         n_buckets: K.
 
     Raises:
+        TypeError: an index that is not of whole numbers.
         ValueError: shapes that differ, or a bucket outside [0, K).
 
     Example:
@@ -54,6 +55,8 @@ def bucket_means(per_sample: Tensor, index: Tensor, n_buckets: int) -> Buckets:
     """
     if per_sample.dim() != 1 or index.shape != per_sample.shape:
         raise ValueError(f"per_sample {list(per_sample.shape)} and index {list(index.shape)} must both be [B]")
+    if index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"index has dtype {index.dtype}: give whole numbers, index.long()")
     if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < n_buckets:
         raise ValueError(f"buckets {int(index.min())} to {int(index.max())} do not lie in [0, {n_buckets})")
     count = torch.zeros(n_buckets, dtype=per_sample.dtype, device=per_sample.device)

@@ -192,9 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(Flags, argv, PROG, "List the weighting rules, or show one.")
     if flags.write is not None:
         flags.write.mkdir(parents=True, exist_ok=True)
-        for file, text in pages().items():
-            write_atomic(flags.write / file, text)
-        print(f"written: {flags.write}")
+        files = {flags.write / name: text for name, text in pages().items()}
+        for file, text in files.items():
+            write_atomic(file, text)
+        print(json.dumps({"files": [str(file) for file in files]}) if flags.json else f"written: {flags.write}")
     elif flags.name is not None:
         print(json.dumps(asdict(entry(flags.name))) if flags.json else page(flags.name).rstrip())
     else:

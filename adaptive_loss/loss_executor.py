@@ -143,7 +143,8 @@ class LossExecutor(nn.Module):
                 "shadow", f"in shadow mode {self.weighting.name!r} learns nothing: its weights stay at the start"
             )
         if modulators and probe is None:
-            self._tell("no_probe", "no probe was given: monitor and controller run on training signals alone")
+            signals = "monitor and controller run on training signals alone, by which the shipped ones move no weight"
+            self._tell("no_probe", f"no probe was given: {signals}")
 
     @classmethod
     def adaptive(
@@ -314,6 +315,9 @@ class LossExecutor(nn.Module):
     def _gradients(self, batch: StepLosses, tap: Tensor | Sequence[Tensor] | None) -> TermGradients | None:
         at = _as_list(tap) or self.weighting.at
         for place, tensor in enumerate(at or ()):
+            if not isinstance(tensor, Tensor):
+                kind = type(tensor).__name__
+                raise TypeError(f"tap[{place}] is a {kind}: give tensors: the output, shared features or parameters")
             if not tensor.requires_grad:
                 shape = f"tap[{place}], of shape {list(tensor.shape)},"
                 raise ValueError(f"{shape} needs no gradient: give features or parameters that are trained")
@@ -540,7 +544,7 @@ class LossExecutor(nn.Module):
 
 
 def _as_list(tap: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
-    return None if tap is None else [tap] if isinstance(tap, Tensor) else list(tap)
+    return None if tap is None else [tap] if isinstance(tap, Tensor | nn.Module) else list(tap)
 
 
 def _learned(weights: Tensor, values: Tensor) -> Tensor:

@@ -56,8 +56,11 @@ class Terms:
             self._check_known("base", self.base)
             if self.start[self.base] == 0:
                 raise ValueError(f"the base term {self.base!r} has start weight 0: give it a positive weight")
-        for name in self.reductions:
+        for name, reduction in self.reductions.items():
             self._check_known("reduction", name)
+            if not isinstance(reduction, Reduction):
+                kind = type(reduction).__name__
+                raise TypeError(f"the reduction of term {name!r} is a {kind}: give a Reduction('nats')")
         for name, target in self.targets.items():
             self._check_known("target", name)
             if name == self.base or self.start[name] == 0:

@@ -88,6 +88,7 @@ def test_a_thousand_buckets_train_away_from_the_start() -> None:
     [
         (lambda: bucket_means(torch.ones(3), torch.tensor([0, 1]), 2), ValueError, "must both be"),
         (lambda: bucket_means(torch.ones(2, 2), torch.ones(2, 2).long(), 2), ValueError, "must both be"),
+        (lambda: bucket_means(torch.ones(2), torch.tensor([0.0, 1.0]), 2), TypeError, "give whole numbers"),
         (lambda: bucket_means(torch.ones(2), torch.tensor([0, 2]), 2), ValueError, "do not lie in"),
         (lambda: bucket_means(torch.ones(2), torch.tensor([-1, 0]), 2), ValueError, "do not lie in"),
         (lambda: Buckets(torch.ones(2), torch.ones(3).bool()), ValueError, "of one shape"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -65,6 +66,15 @@ print(opened)
 """
     done = python("-B", "-c", code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_greek_gets_escapes(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding=encoding))
+    assert cli.main(["rules", "uncertainty"]) == 0
+    sys.stdout.flush()
+    assert rb"\u03c3" in shown.getvalue()
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:

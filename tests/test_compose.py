@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +161,12 @@ def test_a_tap_that_needs_no_gradient_is_named() -> None:
     executor = LossExecutor({"a": 1.0}, weighting="encodec")
     with pytest.raises(ValueError, match=r"tap\[0\], of shape \[2\], needs no gradient"):
         executor({"a": live(1.0)}, tap=torch.ones(2))
+
+
+@pytest.mark.parametrize(("tap", "kind"), [(nn.Linear(2, 2), "Linear"), ("features", "str")])
+def test_a_tap_that_is_no_tensor_is_named(tap: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"tap\[0\] is a {kind}: give tensors"):
+        LossExecutor({"a": 1.0}, weighting="encodec")({"a": live(1.0)}, tap=tap)
 
 
 @pytest.mark.parametrize("shares", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]])

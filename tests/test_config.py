@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_loss import picture
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.utils.commands import command, parse, parse_numbers
 from adaptive_loss.utils.config import (
@@ -156,6 +158,29 @@ def test_parse_errors_are_one_line_that_names_the_flag(argv: list[str], line: st
     assert "prog --help" in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])  # tyro draws another box for each kind of terminal
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--lr", "fast"], "--lr: 'fast' is not a number (see prog --help)"),
+        (["--epoch", "3"], "unknown option --epoch, 3; did you mean --epochs? (see prog --help)"),
+    ],
+)
+def test_parse_errors_are_the_same_on_every_terminal(
+    encoding: str, argv: list[str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(UsageError) as caught:
+        flags(*argv)
+    assert str(caught.value) == line
+
+
+def test_an_argument_that_is_missing_is_named() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(picture.Flags, [], "prog", "")
+    assert str(caught.value).startswith("PATH is missing: A run's folder")
+
+
 @pytest.mark.parametrize("item", ["ce", "ce=", "=1", "ce=x"])
 def test_weights_that_cannot_be_read(item: str) -> None:
     with pytest.raises(ValueError, match="TERM=NUMBER"):
@@ -167,9 +192,10 @@ def test_a_term_given_twice() -> None:
         parse_numbers(["ce=1", "ce=2"])
 
 
-def test_weights_given_twice_are_not_dropped() -> None:
-    with pytest.raises(UsageError, match="--weights is given twice"):
-        flags("--weights", "ce=1", "--weights", "kd=2")
+@pytest.mark.parametrize("flag", ["--weights", "--seeds", "--config"])
+def test_what_is_given_twice_is_not_dropped(flag: str) -> None:
+    with pytest.raises(UsageError, match=f"{flag} is given twice"):
+        flags(flag, "ce=1", f"{flag}=kd=2")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from adaptive_loss.events import Event
 from adaptive_loss.modes import modes
 from adaptive_loss.trainer import loop
 from adaptive_loss.trainer.stopping import StopRequest
+from adaptive_loss.trainer.studies import Spec, check_folders, run_all
 from adaptive_loss.trainer.training import prepare, shares
 from adaptive_loss.utils.config import RunConfig
 from tests.reliability.bits import differences
@@ -297,6 +298,17 @@ def test_the_number_of_threads_and_the_test_split_are_left_alone(
 def test_what_cannot_be_trained_is_a_usage_error(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         loop.run(replace(CONFIG, **changes), tmp_path, quiet=True)
+
+
+def test_a_rule_that_the_first_step_refuses_leaves_the_folder_free(tmp_path: Path) -> None:
+    spec = Spec("baseline", CONFIG, tmp_path)
+    with pytest.raises(UsageError, match="needs noise levels"):
+        loop.run(replace(CONFIG, weighting="min_snr"), tmp_path, quiet=True)
+    check_folders([spec])
+    (row,) = run_all([replace(spec, config=replace(CONFIG, epochs=1))], jobs=1, quiet=True)
+    assert row["status"] == "ok"
+    with pytest.raises(UsageError, match="belongs to another configuration"):
+        check_folders([spec])
 
 
 def test_a_run_that_is_lost_raises_and_leaves_no_result(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, given the names that a user would have."""
+"""The README's Python runs as it stands there, given the names that a user would have; and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adaptive_loss import probes
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+PAGES = sorted([*README.parent.glob("*.md"), *README.parent.glob("docs/**/*.md")])
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -75,13 +76,14 @@ def test_the_two_executors_of_a_gan_step_each_its_own_network(tmp_path: Path) ->
         "hinge": lambda real, fake: F.relu(1 - critic(real)).mean() + F.relu(1 + critic(fake)).mean(),
         "r1": r1,
         "matching": lambda real, fake: (real.mean(0) - fake.mean(0)).square().mean(),
+        "probe": lambda: (generator(torch.ones(16, 4)).mean(0) - 1).square().mean(),
     }
     before = [[p.clone() for p in network.parameters()] for network in (critic, generator)]
-    with pytest.warns(UserWarning, match="no probe was given"):
-        found = run("from adaptive_loss import LossExecutor\n" + block("critic_loss"), names, tmp_path)
+    found = run("from adaptive_loss import LossExecutor\n" + block("critic_loss"), names, tmp_path)
     for network, old in zip((critic, generator), before, strict=True):
         assert not all(torch.equal(p, q) for p, q in zip(network.parameters(), old, strict=True))
     assert found["critic_loss"].signals.step == found["generator_loss"].signals.step == 1
+    assert found["generator_loss"].probe is names["probe"]
 
 
 def test_the_probe_of_sample_quality_reaches_the_decoder(tmp_path: Path) -> None:
@@ -91,3 +93,20 @@ def test_the_probe_of_sample_quality_reaches_the_decoder(tmp_path: Path) -> None
     probe = run(block("sample_quality"), names, tmp_path)["probe"]
     (slope,) = torch.autograd.grad(probe(), model.decoder.bias)
     assert torch.isfinite(slope).all() and slope.any()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(README.parent)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not heading or heading in headings(file), target
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors that a page's headings make."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 import sys
@@ -102,6 +103,12 @@ def test_the_table_shows_family_needs_and_cost_class(capsys: pytest.CaptureFixtu
         (line,) = (line for line in lines if line.split()[:1] == [rule.name])
         assert line.endswith(f"cost {rule.cost}]") and all(need in line for need in rule.needs)
     assert lines[-1].startswith(f"{len(weightings.names()) + len(TORCHJD)} rules; ")
+
+
+def test_pages_are_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert catalogue.main(["--write", str(tmp_path / "rules"), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert {Path(file).read_text(encoding="utf-8") for file in files} == set(catalogue.pages().values())
 
 
 @pytest.mark.parametrize("rule", [*weightings.names(), *TORCHJD])

@@ -205,6 +205,7 @@ def test_a_restart_changes_nothing(build: Any) -> None:
         (lambda: Run("switch_on").step(), ValueError, "weighting 'switch_on' needs a term and a time"),
         (lambda: Run("wind_down").step(), ValueError, "weighting 'wind_down' needs a term and a sign"),
         (lambda: Run(SwitchOn(2, "adv", at=0, share=0.5)).step(), ValueError, "needs gradients"),
+        (lambda: SwitchOn(2, "adv", at=-1), ValueError, "at=-1, epoch=None: give 0 or more"),
         (lambda: Run(WindDown(2, "adv", opposed=1)).step(), ValueError, "needs gradients"),
     ],
 )

@@ -73,5 +73,7 @@ def test_what_cannot_be() -> None:
         Reduction("average")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dimensions 0"):
         Reduction("mean", dimensions=0)
+    with pytest.raises(TypeError, match="the reduction of term 'a' is a str: give a Reduction"):
+        LossExecutor({"a": 1.0}, reductions={"a": "sum"})  # type: ignore[dict-item]
     with pytest.raises(KeyError, match="the reduction 'kl' is not a term"):
         LossExecutor({"a": 1.0}, reductions={"kl": Reduction("mean")})

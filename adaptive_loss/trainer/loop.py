@@ -18,6 +18,7 @@ from adaptive_loss.checkpoint import Checkpoints, save_file
 from adaptive_loss.data import datasets
 from adaptive_loss.data.base import Dataset
 from adaptive_loss.data.points import PointDataset
+from adaptive_loss.errors import UsageError
 from adaptive_loss.loss_executor import StepRecord
 from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.records import json_dump, provenance, write_atomic
@@ -64,7 +65,7 @@ def run(config: RunConfig, folder: Path, *, quiet: bool = False, lead: Lead | No
     with _threads(config.threads), StopRequest(files, lead=lead) as stop:
         training = prepare(config, _load(config))
         state = _begin(folder, checkpoints, config.resume)
-        with training.wall, RunLogger(folder) as log:
+        with _given_up_unless_begun(training, folder, checkpoints), training.wall, RunLogger(folder) as log:
             if state is not None:
                 training.load_state_dict(state, log)
             with _shown(training, config, quiet) as bar:
@@ -92,6 +93,17 @@ def _begin(folder: Path, checkpoints: Checkpoints, resume: bool) -> dict[str, An
         for stale in ("tb", PICTURES):
             shutil.rmtree(folder / stale, ignore_errors=True)
     return state
+
+
+@contextmanager
+def _given_up_unless_begun(training: Training, folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """A configuration that its first step refuses leaves ``folder`` free for the one that its user meant."""
+    try:
+        yield
+    except UsageError:
+        if not training.step:
+            _begin(folder, checkpoints, resume=False)
+        raise
 
 
 def _train(training: Training, config: RunConfig, log: RunLogger, bar: Progress, keeper: Keeper) -> None:

@@ -21,7 +21,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 FILE_NAME = "ablation_results.csv"
 COLUMNS = (
@@ -432,9 +432,18 @@ def describe(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and how it is called."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        print(f"error: {printable(message)} ({usage})", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="simple_ablation_analysis", description=(__doc__ or "").partition("\n")[0])
+    parser = _Parser(prog="simple_ablation_analysis", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", metavar="DIR", type=Path, help=f"the folder with {FILE_NAME}, or the csv itself")
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
     options = parser.parse_args(argv)

@@ -23,6 +23,9 @@ T = TypeVar("T")
 PLUGINS = ("task", "dataset", "weighting", "weightings", "mode", "modes", "ablation_mode")
 """Flags that take the name of a plug-in, or ``package.module:Name``."""
 
+LISTS = ("--weights", "--targets", "--seeds", "--modes", "--config")
+"""Flags that are given once, with all their values: of two, one would be dropped without a word."""
+
 
 class Main(Protocol):
     """A command: takes its arguments, by default the process's own, and gives back the exit code."""
@@ -40,6 +43,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        _escape_what_cannot_be_shown()
         try:
             with _terminable():
                 return main(argv)
@@ -57,6 +61,12 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
             return complain("interrupted; run the same command again to go on", 130)
 
     return wrapped
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """On a terminal that has no σ its escape is printed, as it is on stderr, where the default would be a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -115,15 +125,19 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, description: str)
         with contextlib.redirect_stderr(captured):
             flags = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
             typed = list(sys.argv[1:] if argv is None else argv)
-            for flag in ("--weights", "--targets"):
-                if sum(_is(word, flag) for word in typed) > 1:  # the last alone would count
-                    raise UsageError(f"{flag} is given twice; give every TERM=NUMBER after one")
+            _check_given_once(typed)
             args = expand_config(typed, flags)
             return tyro.cli(cls, args=args, prog=prog, description=description, registry=_registry())
     except SystemExit as stop:
         if not stop.code:
             raise
     raise UsageError(_one_line(captured.getvalue(), prog))
+
+
+def _check_given_once(typed: Sequence[str]) -> None:
+    for flag in LISTS:
+        if sum(_is(word, flag) for word in typed) > 1:
+            raise UsageError(f"{flag} is given twice; give it once, with all that it is to hold")
 
 
 def command_line(prog: str, argv: Sequence[str] | None) -> tuple[str, ...]:
@@ -230,6 +244,7 @@ PHRASES = (
     (r"^Error parsing (--[\w-]+): (.*)$", r"\1: \2"),
     (r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number"),
     (r"could not convert string to float: ('.*')", r"\1 is not a number"),
+    (r"^Missing from .+?: (\S+) (.*?)(?: \(required\))?$", r"\1 is missing: \2"),
     (r"no type matching \S+ could be instantiated from \[(.*?)\].*", r"\1 is not a value it takes"),
     (r"Could not find valid parse for arguments: \[(.*?)\].*", r"\1 is not a list of values it takes"),
     (r"^Unrecognized options: (.*)$", r"unknown option \1"),
@@ -243,9 +258,10 @@ PHRASES = (
 
 def _one_line(box: str, prog: str) -> str:
     """The message of the box that tyro draws around a parsing error, as one line of ours."""
-    rows = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    blocks = [block.split() for block in "\n".join(rows[1:]).split("─")]
-    parts = [" ".join(block) for block in blocks if block]
+    # The first row is the box's title. Where the output cannot show ─, the box has lines of hyphens and no sides.
+    rows = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    blocks = re.split(r"^(?:─+|-{3,})$", "\n".join(rows), flags=re.MULTILINE)
+    parts = [" ".join(block.split()) for block in blocks if block.strip()]
     message = parts[0] if parts else "these flags cannot be read"
     for pattern, replacement in PHRASES:
         message = re.sub(pattern, replacement, message)

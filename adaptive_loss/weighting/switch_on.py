@@ -72,7 +72,7 @@ class SwitchOn(Weighting):
         lead: steps before ``at`` from which :attr:`opponent` is true.
 
     Raises:
-        ValueError: a share, bound, ramp, rest or lead that cannot be.
+        ValueError: a time, share, bound, ramp, rest or lead that cannot be.
         KeyError: at the executor's construction, a term that is not there.
 
     Example:
@@ -113,6 +113,8 @@ class SwitchOn(Weighting):
             raise ValueError(f"SwitchOn's share is {share}: give a number between 0 and 1, or None for no cap")
         if bound is not None and not bound > 1:
             raise ValueError(f"SwitchOn's bound is {bound}: give a factor above 1, or None for no way back")
+        if min(at or 0, epoch or 0) < 0:
+            raise ValueError(f"SwitchOn's time is at={at}, epoch={epoch}: give 0 or more")
         if ramp < 0 or rest < 1 or lead < 0:
             raise ValueError(f"SwitchOn's ramp {ramp} and lead {lead} must be at least 0, its rest {rest} at least 1")
         self.term, self.at_step, self.epoch, self.when = term, at, epoch, when
