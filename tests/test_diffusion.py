@@ -456,7 +456,7 @@ def test_other_rules_run_where_they_can(rule: str) -> None:
 
 
 def test_there_is_no_base_to_train_alone() -> None:
-    with pytest.raises(UsageError, match="--mode base_only: diffusion_2d has no base term"):
+    with pytest.raises(UsageError, match="mode base_only: task diffusion_2d has no base term"):
         prepare(replace(SMALL["diffusion_2d"], mode="base_only"), data_of("diffusion_2d"))
 
 

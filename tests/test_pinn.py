@@ -308,6 +308,6 @@ def test_the_command_and_its_picture(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_jump_of_a_loss_ends_no_run() -> None:
-    """At weights in the thousands Adam's steps are wide for a while: ten rejections of an unchanged network ended one."""
+    """At weights in the thousands Adam's steps are wide for a while: ten steps refused in a row ended one."""
     training = prepare(CONFIG, data("burgers"))
     assert not training.executor.guards.spikes
