@@ -23,6 +23,8 @@ from adaptive_loss.records import Row, json_dump, json_ready, remove_leftovers, 
 from adaptive_loss.trainer import simple_ablation_analysis as analysis
 
 FILE_NAME = "ledger.jsonl"
+RESULTS = (analysis.FILE_NAME, "compare.csv")
+"""What a study's results may be called within its folder."""
 Record = dict[str, Any]
 
 
@@ -54,8 +56,10 @@ def _is_sound(record: Record) -> bool:
     if record["kind"] == "study":
         config, pairs = record["config"], record["pairs"]
         lists = isinstance(config["modes"], list) and isinstance(config["seeds"], list)
-        return lists and isinstance(record["provenance"], dict) and all(len(pair) == 2 for pair in pairs)
-    numbers = [value for name, value in Row.of(record["row"]).as_dict().items() if name not in ("mode", "status")]
+        judged = (config.get("metric") or "test_").startswith("test_") and record.get("file", RESULTS[0]) in RESULTS
+        return lists and judged and isinstance(record["provenance"], dict) and all(len(pair) == 2 for pair in pairs)
+    cells = {**Row.of(record["row"]).as_dict(), **record["row"]}
+    numbers = [value for name, value in cells.items() if name not in ("mode", "status")]
     return type(numbers[0]) is int and all(isinstance(value, (int, float, NoneType)) for value in numbers)
 
 
@@ -114,19 +118,21 @@ class Ledger:
         """Say what the rows that follow belong to; it is written with the first of them.
 
         Args:
-            output: the results csv: in the folder, or beside it under the folder's name.
-            config: the configuration that the results file records, with its ``modes`` and ``seeds``.
+            output: the results csv: in the folder under one of :data:`RESULTS`, or beside it under the folder's name.
+            config: the configuration that the results file records, with its ``modes`` and ``seeds``; its ``metric``,
+                if it has one, is what the runs are judged by.
             pairs: the comparisons wanted.
             provenance: see :func:`adaptive_loss.records.provenance`.
         """
         heading = {"config": config, "pairs": [list(pair) for pair in pairs], "provenance": provenance}
-        self._pending = {"kind": "study", "inside": output.parent == self.folder, **heading}
+        place = {"inside": True, "file": output.name} if output.parent == self.folder else {"inside": False}
+        self._pending = {"kind": "study", **place, **heading}
         for file in (output, output.with_suffix(".json")):
             remove_leftovers(file.parent, file.name)
 
     def add(self, row: Row | Mapping[str, Any]) -> None:
         """Append the row of a run that ended, whichever way; one that stands there already is left."""
-        plain = json_ready(Row.of(row))
+        plain = json_ready(Row.of(row, (self._pending or self._heading())["config"].get("metric")))
         if plain in self.rows():
             return
         record = {"kind": "row", "row": plain}
@@ -147,7 +153,7 @@ class Ledger:
     def output(self) -> Path:
         """The results csv of the study."""
         if self._heading()["inside"]:
-            return self.folder / analysis.FILE_NAME
+            return self.folder / self._heading().get("file", RESULTS[0])
         folder = self.folder.absolute()
         return folder.with_name(f"{folder.name}.csv")
 

@@ -30,7 +30,7 @@ from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure
 from adaptive_loss.losses import LossTerms, StepLosses, Terms
 from adaptive_loss.modulator import Modulator, SetPoint
 from adaptive_loss.signals import Signals
-from adaptive_loss.step_record import Rejection, StepRecord, Window
+from adaptive_loss.step_record import Named, Rejection, StepRecord, Window
 from adaptive_loss.term_gate import TermGate
 from adaptive_loss.units import Reduction
 from adaptive_loss.weigher import Weigher
@@ -196,12 +196,12 @@ class LossExecutor(nn.Module):
     @property
     def weights(self) -> dict[str, float]:
         """The weights applied last, in the user's units (the start weights before the first step)."""
-        return self._named(self._weights if self.applies else self._start)
+        return dict(self._applied)
 
     @property
     def suggested(self) -> dict[str, float]:
         """The weights the system would apply; they differ from ``weights`` in shadow mode only."""
-        return self._named(self._weights)
+        return dict(Named(self.terms.names, self._weights))
 
     @property
     def quarantined(self) -> tuple[str, ...]:
@@ -284,7 +284,7 @@ class LossExecutor(nn.Module):
         if rejection is not None:
             return self._skip(window, rejection, gate.norm, stepped=True)
         if not window.batches:
-            return self._record(window, True, None, gate.norm, self.weights)
+            return self._record(window, True, None, gate.norm, self._applied)
         return self._accept(window, gate.norm, gate.clipped, float(optimizer.param_groups[0]["lr"]))
 
     def end_epoch(self, **metrics: float) -> None:
@@ -385,7 +385,7 @@ class LossExecutor(nn.Module):
     # ---- one optimizer step -----------------------------------------------------------------------------------
 
     def _accept(self, window: Window, norm: float, clipped: bool, rate: float) -> StepRecord:
-        values, applied = torch.where(self._active, window.means(), torch.nan), self.weights
+        values, applied = torch.where(self._active, window.means(), torch.nan), self._applied
         self._emit(self._weigher.clamps(window, self.signals.step + 1))
         self._emit(self._gate.admit(values, window, self.signals.step + 1))
         self.signals.update(values, gradient_norm=norm, clipped=clipped, learning_rate=rate)
@@ -409,14 +409,14 @@ class LossExecutor(nn.Module):
         self._revert(window)
         self.skipped_steps += not stepped
         self._emit([Event(self.signals.step, "skip", rejection.reason, {"term": rejection.term, "shadow": stepped})])
-        return self._record(window, stepped, rejection, norm, self.weights)
+        return self._record(window, stepped, rejection, norm, self._applied)
 
     def _record(
-        self, window: Window, applied: bool, rejection: Rejection | None, norm: float, weights: dict[str, float]
+        self, window: Window, applied: bool, rejection: Rejection | None, norm: float, weights: Named
     ) -> StepRecord:
-        means = zip(self.terms.names, window.means().tolist(), strict=True)
-        losses = {name: value for name, value in means if value == value}  # NaN is absent, and quicker told so
-        events, self._fresh = tuple(self._fresh), []
+        losses = Named(self.terms.names, window.means())
+        events = tuple(self._fresh)
+        self._fresh.clear()
         if rejection is None:
             reason = None if window.batches else _NO_LOSS
             return StepRecord(self.signals.step, applied, reason, None, weights, losses, norm, events)
@@ -440,6 +440,8 @@ class LossExecutor(nn.Module):
             raise RuntimeError(f"{self.rejected_in_row} steps in a row were rejected, the last one because of {why}")
 
     def _meet(self, optimizer: Optimizer) -> None:
+        if optimizer is self._optimizer:
+            return
         if self._optimizer is None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if any(id(p) not in held for p in self.parameters()):
@@ -489,8 +491,9 @@ class LossExecutor(nn.Module):
         if self._objective is not None:
             self._objective.load_state_dict(window.probe_state)
 
-    def _named(self, values: Tensor) -> dict[str, float]:
-        return dict(zip(self.terms.names, values.tolist(), strict=True))
+    @property
+    def _applied(self) -> Named:
+        return Named(self.terms.names, self._weights if self.applies else self._start)
 
     def _tell(self, key: str, message: str) -> None:
         if key not in self._told:

@@ -78,6 +78,11 @@ class Terms:
         return tuple(self.start)
 
     @cached_property
+    def places(self) -> dict[str, int]:
+        """Each term's place in the order."""
+        return {name: place for place, name in enumerate(self.start)}
+
+    @cached_property
     def start_weights(self) -> Tensor:
         """The start weights, [K] float64."""
         return torch.tensor(list(self.start.values()), dtype=torch.float64)
@@ -101,7 +106,7 @@ class Terms:
     @cached_property
     def base_index(self) -> int | None:
         """The base term's place in the order, or None without a base."""
-        return None if self.base is None else self.names.index(self.base)
+        return None if self.base is None else self.places[self.base]
 
     def read(self, losses: LossTerms | Buckets) -> StepLosses:
         """Check one step's losses and read their values with one transfer to the host.

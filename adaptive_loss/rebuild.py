@@ -72,7 +72,7 @@ def _is_results(file: Path) -> bool:
 def curves(run: Path) -> Path:
     """Replace the TensorBoard files of a run's folder by what ``tb/scalars.jsonl`` says; the folder ``tb``.
 
-    Every scalar is there again with its step; the times of day are new.
+    Every scalar is there again with its step; the times of day are new. Images are not: they are in ``pictures/``.
 
     Raises:
         RunError: another process is at this run, or a line is damaged.

@@ -29,7 +29,7 @@ from adaptive_loss.files import sync_folder
 from adaptive_loss.trainer import simple_ablation_analysis as analysis
 
 COLUMNS = analysis.COLUMNS
-PACKAGES = ("adaptive-loss", "torch", "numpy", "torchjd", "gymnasium", "scipy")
+PACKAGES = ("adaptive-loss", "torch", "numpy", "torchjd", "gymnasium", "scipy", "optuna")
 FORMULA = tuple("=+-@＝＋－＠")  # the wide forms are formulas to some spreadsheets too
 _MODE = re.compile(r"[\w][\w.:/-]*")
 
@@ -47,6 +47,7 @@ class Row:
         test_loss: mean cross-entropy in nats.
         skipped_steps, interventions: how often a step was refused, and a weight was changed by a component.
         train_seconds: wall-clock time of training alone.
+        metrics: what else is measured of the run on the test split, in columns of its own after the others.
 
     Raises:
         UsageError: a mode name or status that the files cannot hold.
@@ -69,6 +70,7 @@ class Row:
     skipped_steps: int | None = None
     interventions: int | None = None
     train_seconds: float | None = None
+    metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _MODE.fullmatch(self.mode):
@@ -82,9 +84,12 @@ class Row:
         return cls(mode, seed, f"failed: {analysis.printable(' '.join(str(reason).split()))}", **cells)
 
     @classmethod
-    def of(cls, row: Row | Mapping[str, Any]) -> Row:
-        """``row`` itself, or the row in a mapping; what is no column is left out."""
-        return row if isinstance(row, Row) else cls(**{name: row[name] for name in COLUMNS if name in row})
+    def of(cls, row: Row | Mapping[str, Any], metric: str | None = None) -> Row:
+        """``row`` itself, or the row in a mapping; what is neither a column nor ``metric`` is left out."""
+        if isinstance(row, Row):
+            return row
+        further = {} if metric is None or metric in COLUMNS else {metric: row.get(metric)}
+        return cls(**{name: row[name] for name in COLUMNS if name in row}, metrics=further)
 
     @property
     def ok(self) -> bool:
@@ -93,8 +98,9 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """The row as a dictionary in column order, the metrics of a failed run as ``None``."""
-        metrics = {"test_accuracy", "test_loss", "select_accuracy"}
-        return {name: None if name in metrics and not self.ok else getattr(self, name) for name in COLUMNS}
+        measured = {"test_accuracy", "test_loss", "select_accuracy", *self.metrics}
+        cells = {**{name: getattr(self, name) for name in COLUMNS}, **self.metrics}
+        return {name: None if name in measured and not self.ok else value for name, value in cells.items()}
 
     def to_csv(self) -> list[str]:
         """The row's cells in column order."""
@@ -205,7 +211,8 @@ def write_results(
     Args:
         csv_path: where the rows go, ``results/phase1_results.csv`` say.
         rows: the runs in any order, as :class:`Row` or as mappings with at least mode, seed and status.
-        config: what was asked for. Rows are sorted by its ``modes``, if it has them, then by seed.
+        config: what was asked for. Rows are sorted by its ``modes``, if it has them, then by seed; runs are judged by
+            its ``metric``, if it has one, else by accuracy or loss.
         pairs: the comparisons (a, b) wanted, as a − b; those whose modes did not run are left out.
         provenance: see :func:`provenance`.
 
@@ -213,12 +220,12 @@ def write_results(
         UsageError: a row the files cannot hold.
         RunError: the folder cannot be written.
     """
-    records = [Row.of(row).as_dict() for row in rows]
     config = json_ready(config)
-    asked = config.get("modes") if isinstance(config, dict) else None
+    asked, judged = (config.get("modes"), config.get("metric")) if isinstance(config, dict) else (None, None)
+    records = [Row.of(row, judged).as_dict() for row in rows]
     order = list(dict.fromkeys([*(asked or ()), *(record["mode"] for record in records)]))
     records.sort(key=lambda record: (order.index(record["mode"]), record["seed"]))
-    metric = analysis.metric_of(records)
+    metric = judged or analysis.metric_of(records)
     summary = analysis.summarise(records, metric)
     report = {
         "config": config,
@@ -233,20 +240,20 @@ def write_results(
     write_atomic(path, csv_text(records))
 
 
-def holds(csv_path: Path, rows: Iterable[Row | Mapping[str, Any]]) -> bool:
+def holds(csv_path: Path, rows: Iterable[Row | Mapping[str, Any]], metric: str | None = None) -> bool:
     """Whether both results files of a study are whole and hold exactly these rows, in whatever order."""
     try:
         there = json.loads(csv_path.with_suffix(".json").read_text(encoding="utf-8"))["rows"]
         whole = csv_path.read_bytes() == csv_text(there).encode("utf-8")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    wanted = [json_ready(Row.of(row)) for row in rows]
+    wanted = [json_ready(Row.of(row, metric)) for row in rows]
     return whole and len(there) == len(wanted) and all(row in there for row in wanted)
 
 
-def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The content of a results csv."""
-    return "".join(csv_line(cells) for cells in (COLUMNS, *(row.values() for row in rows)))
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The content of a results csv; all rows have the columns of the first."""
+    return "".join(csv_line(cells) for cells in (rows[0] if rows else COLUMNS, *(row.values() for row in rows)))
 
 
 def read_results(csv_path: str | Path) -> list[Row]:

@@ -66,18 +66,23 @@ class SpikeGate:
         Its window then stays as it is, until it has been away for as many steps as a window holds: it starts anew. One
         of those in ``held``, [K] bool, is judged by its old window however long it is away.
         """
-        fresh, size = ~torch.isnan(values), len(self.window)
-        row = (self.stored % size).unsqueeze(0)
-        self.window.scatter_(0, row, torch.where(fresh, values, self.window.gather(0, row)))
+        fresh = ~torch.isnan(values)
+        row = (self.stored % len(self.window)).unsqueeze(0)
+        if fresh.all():
+            self.window.scatter_(0, row, values.unsqueeze(0))
+            self.absent.zero_()
+        else:
+            self.window.scatter_(0, row, torch.where(fresh, values, self.window.gather(0, row)))
+            self._count_absent(fresh, held)
         self.stored += fresh
-        away = self.absent + (1 if held is None else ~held)
-        self.absent = torch.where(fresh, 0, away)
-        self._forget(self.absent == size)
         self.accepted += 1
         if self.accepted % self._refresh == 0:
             self.limits = spike_limits(self.window)
 
-    def _forget(self, gone: Tensor) -> None:
+    def _count_absent(self, fresh: Tensor, held: Tensor | None) -> None:
+        away = self.absent + (1 if held is None else ~held)
+        self.absent = torch.where(fresh, 0, away)
+        gone = self.absent == len(self.window)
         if gone.any():
             self.window[:, gone] = math.nan
             self.stored[gone] = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,39 @@ from adaptive_loss.losses import StepLosses
 
 Cause = Literal["loss", "spike", "weight", "gradient", "overflow"]
 """What was wrong with a rejected step; an overflow is mixed precision's own search for a scale, and harmless."""
+
+
+class Named(Mapping[str, float]):
+    """Values by name, NaN left out; made a dictionary only when it is read, which of a thousand terms few steps are.
+
+    Args:
+        names: K.
+        values: [K], which nobody changes any more.
+
+    Example:
+        >>> dict(Named(("a", "b"), torch.tensor([1.0, float("nan")])))
+        {'a': 1.0}
+    """
+
+    def __init__(self, names: Sequence[str], values: Tensor) -> None:
+        self._names, self._values = names, values
+
+    @cached_property
+    def _dict(self) -> dict[str, float]:
+        pairs = zip(self._names, self._values.tolist(), strict=True)
+        return {name: value for name, value in pairs if value == value}  # a NaN is not
+
+    def __getitem__(self, name: str) -> float:
+        return self._dict[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dict)
+
+    def __len__(self) -> int:
+        return len(self._dict)
+
+    def __repr__(self) -> str:
+        return repr(self._dict)
 
 
 @dataclass(frozen=True)

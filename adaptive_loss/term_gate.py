@@ -71,7 +71,7 @@ class TermGate:
         self.doubts_gradient |= rejection.cause == "gradient"
         if self.quarantine is None:
             return []
-        culprits = [self.terms.names.index(name) for name in rejection.culprits]
+        culprits = [self.terms.places[name] for name in rejection.culprits]
         return [event for term in culprits for event in self.quarantine.strike(term, rejection.reason, step)]
 
     def admit(self, values: Tensor, window: Window, step: int) -> list[Event]:

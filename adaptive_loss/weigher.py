@@ -87,11 +87,10 @@ class Weigher:
     def _told(self, guard: str, before: Tensor, after: Tensor, window: Window, step: int) -> list[Event]:
         if not self.held and torch.equal(before, after):
             return []
-        events, changed = [], ((before - after).abs() > 1e-9 * before.abs()).tolist()
-        for i, term in enumerate(self.terms.names):
-            if not changed[i]:
-                self.held.pop((guard, term), None)
-                continue
+        events, changed = [], (before - after).abs() > 1e-9 * before.abs()
+        self._let_go(guard, ~changed)
+        for i in changed.nonzero().flatten().tolist():
+            term = self.terms.names[i]
             steps = self.held[guard, term] = self.held.get((guard, term), 0) + 1
             if steps in (1, ALARM_AFTER):
                 asked, given, loss = float(before[i]), float(after[i]), float(window.means()[i])
@@ -104,10 +103,7 @@ class Weigher:
         stands = self.rule.saturated()
         if stands is None:
             return []
-        for guard, term in list(self.held):
-            i = self.terms.names.index(term)
-            if guard == _OWN and window.present[i] and not stands[i]:
-                del self.held[guard, term]
+        self._let_go(_OWN, window.present & ~stands)
         events = []
         for i in (stands & window.present).nonzero().flatten().tolist():
             key = (_OWN, self.terms.names[i])
@@ -115,6 +111,12 @@ class Weigher:
             if self.held[key] == ALARM_AFTER:
                 events.append(self._alarm(i, window, step))
         return events
+
+    def _let_go(self, guard: str, free: Tensor) -> None:
+        """Forget that a guard held the terms that are ``free``, [K] bool."""
+        is_free = free.tolist()
+        for key in [key for key in self.held if key[0] == guard and is_free[self.terms.places[key[1]]]]:
+            del self.held[key]
 
     def _alarm(self, i: int, window: Window, step: int) -> Event:
         assert window.weights is not None

@@ -2,14 +2,15 @@
 
     python benchmarks/overhead.py [--steps 120] [--rule-steps 30] [--threads 1] [--json]
 
-Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. All arms run
-interleaved in one process, a step each in turn, with models of their own; a ratio is of medians, so a disturbed step
-does not count. The full system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over
-a run is made up from the measured kinds and the number of each that such a run has. The gates are timed alone, every
-guard on, beside losses and gradients that cost nothing. A checkpoint is timed with all that a run of the full system
-carries, from the first call to the last fsync; the median of 20. Last, whole epochs of the
-`baseline` mode as the studies train it, progress and logs included, take turns with whole epochs of the bare loop; then
-comes every weighting rule beside the plain weighted sum, as :mod:`benchmarks.rules` says.
+Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. All arms take
+turns on one model in one process, as :mod:`benchmarks.clock` says; beside what an arm adds in the parts that differ
+stands what whole steps show, and the bare loop comes twice, so that its second line shows the noise. The full system's
+steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over a run is made up from the measured
+kinds and the number of each that such a run has. The gates are timed alone, every guard on, beside losses and gradients
+that cost nothing. A checkpoint is timed with all that a run of the full system carries, from the first call to the last
+fsync; the median of 20. Last, whole epochs of the `baseline` mode as the studies train it, progress and logs included,
+take turns with whole epochs of the bare loop; then comes every weighting rule beside the plain weighted sum, as
+:mod:`benchmarks.rules` says.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,7 @@ from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.meta_controller import MetaController
 from adaptive_loss.tasks.classify import Classify
 from adaptive_loss.trainer import loop
+from adaptive_loss.trainer.training import Training, prepare
 from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.config import RunConfig
 from adaptive_loss.utils.logging import RunLogger, progress
@@ -42,10 +45,13 @@ from adaptive_loss.utils.performance import peak_memory_mb
 if not __package__:  # called by its path, so the folder above is not where modules are looked for
     sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import rules
+from benchmarks.clock import Lap, Step, Watch, extra, extra_whole, take_turns
 
 PROG = "python benchmarks/overhead.py"
 BATCH = 128
 RUN_LENGTH = 1000
+WARM_UP = 10
+RULES = ("fixed", "uncertainty", "dwa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,30 +62,12 @@ class Flags:
     """Steps timed in each arm, after 10 to warm up."""
     rule_steps: int = 30
     """Steps timed for every weighting rule, after 3 to warm up; 0 leaves the rules out."""
-    epochs: int = 3
+    epochs: int = 6
     """Epochs of the baseline mode and of the bare loop; the fastest of each count."""
     threads: int = 1
     """CPU threads."""
     json: bool = False
     """Print one JSON document instead of a table."""
-
-
-@dataclass
-class Arm:
-    """A loop under the clock: one call is one training step."""
-
-    step: Callable[[Tensor], str]
-    seconds: dict[str, list[float]]
-
-    def timed(self, rows: Tensor) -> None:
-        """Do one step and file its time under the kind of step it was."""
-        start = time.perf_counter()
-        kind = self.step(rows)
-        self.seconds.setdefault(kind, []).append(time.perf_counter() - start)
-
-    def median(self, kind: str = "plain") -> float:
-        """Median seconds of a kind of step."""
-        return statistics.median(self.seconds[kind])
 
 
 def random_images(count: int, seed: int) -> Split:
@@ -102,25 +90,33 @@ def build_task() -> Classify:
     return Classify(RunConfig(dataset="cifar10"), noise(512), torch.device("cpu"))
 
 
-def bare_arm() -> Arm:
-    """The loop as people write it: Σ wᵢLᵢ, backward, step."""
-    task = build_task()
-    optimizer = torch.optim.Adam(task.model.parameters())
+def batches() -> Iterator[Tensor]:
+    """The rows of every step, the same for all arms."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield torch.randint(512, (BATCH,), generator=generator)
 
-    def step(rows: Tensor) -> str:
-        losses = task.losses(rows)
+
+def bare_arm(task: Classify) -> Step:
+    """The loop as people write it: Σ wᵢLᵢ, backward, step."""
+    optimizer, rows = torch.optim.Adam(task.model.parameters()), batches()
+
+    def step(watch: Watch) -> str:
+        losses = task.losses(next(rows))
         optimizer.zero_grad()
-        sum(1.0 * loss for loss in losses.values()).backward()  # type: ignore[union-attr]
-        optimizer.step()
+        with watch:
+            total = sum(1.0 * loss for loss in losses.values())
+        total.backward()  # type: ignore[union-attr]
+        with watch:
+            optimizer.step()
         task.after_step()
         return "plain"
 
-    return Arm(step, {})
+    return step
 
 
-def executor_arm(full: bool, weighting: str = "fixed") -> Arm:
+def executor_arm(task: Classify, full: bool, weighting: str = "fixed") -> Step:
     """The same loop through the executor: a rule alone, or the full system with its probe."""
-    task = build_task()
     executor = LossExecutor(
         dict.fromkeys(task.terms, 1.0),
         base=task.base,
@@ -129,32 +125,35 @@ def executor_arm(full: bool, weighting: str = "fixed") -> Arm:
         probe=task.probe if full else None,
         total_steps=RUN_LENGTH,
     )
-    optimizer = torch.optim.Adam([*task.model.parameters(), *executor.parameters()])
+    optimizer, rows = torch.optim.Adam([*task.model.parameters(), *executor.parameters()]), batches()
 
-    def step(rows: Tensor) -> str:
+    def step(watch: Watch) -> str:
         looks, decided = executor.signals.look_aheads, _next_decision(executor)
-        losses = task.losses(rows)
+        losses = task.losses(next(rows))
         optimizer.zero_grad()
-        executor(losses).backward()
-        executor.step(optimizer)
+        with watch:
+            total = executor(losses)
+        total.backward()
+        with watch:
+            executor.step(optimizer)
         task.after_step()
         if executor.signals.look_aheads > looks:
             return "look-ahead"
         return "plain" if _next_decision(executor) == decided else "decision"
 
-    return Arm(step, {})
+    return step
 
 
 class Still(torch.optim.Optimizer):
     """An optimizer that moves nothing."""
 
-    def step(self, closure: object = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Nothing."""
 
 
-def gates_arm() -> Arm:
+def gates_arm(task: Classify) -> Step:
     """What the executor itself does in a step with every guard on: the losses are there, and so are the gradients."""
-    parameters = list(build_task().model.parameters())
+    parameters = [torch.zeros_like(p) for p in task.model.parameters()]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     terms = {name: torch.ones((), requires_grad=True) for name in Classify.terms}
@@ -162,50 +161,55 @@ def gates_arm() -> Arm:
     executor = LossExecutor(dict.fromkeys(terms, 1.0), base=Classify.base, guards=guards)
     optimizer = Still(parameters, {"lr": 1e-3})
 
-    def step(_rows: Tensor) -> str:
-        executor(terms)
-        executor.step(optimizer)
+    def step(watch: Watch) -> str:
+        with watch:
+            executor(terms)
+            executor.step(optimizer)
         return "plain"
 
-    return Arm(step, {})
+    return step
 
 
 def _next_decision(executor: LossExecutor) -> int:
     return next((m.next_decision for m in executor.modulators if isinstance(m, LossMonitor)), 0)
 
 
-def run_overhead(full: Arm, bare: float, steps: int) -> float:
+def run_overhead(laps: Sequence[Lap], bare: Sequence[Lap], steps: int) -> float:
     """Share by which a whole run of ``steps`` is slower, from the measured kinds of step and their numbers."""
     config = LossMonitor().config
     looks = 32
     decisions = steps // max(config.every, steps // config.decisions)
-    extra = looks * (statistics.fmean(full.seconds["look-ahead"]) - bare)
-    extra += decisions * (full.median("decision") - bare)
-    extra += (steps - looks - decisions) * (full.median() - bare)
-    return extra / (steps * bare)
+    numbers = {"look-ahead": looks, "decision": decisions, "plain": steps - looks - decisions}
+    return sum(number * extra(of_kind(laps, kind), bare) for kind, number in numbers.items()) / steps
+
+
+def of_kind(laps: Sequence[Lap], kind: str) -> list[Lap]:
+    """The steps of one kind; look-aheads come early and are few, so only the others leave out those that warm up."""
+    return [lap for lap in laps[0 if kind == "look-ahead" else WARM_UP :] if lap.kind == kind]
 
 
 def epoch_overhead(epochs: int) -> float:
     """Share by which an epoch of ``baseline`` is slower than the bare loop over the same 5,000 images."""
     config = RunConfig(dataset="cifar10", mode="baseline", epochs=2 * epochs, precision="fp32", device="cpu")
-    training, bare = (loop.prepare(config, noise(5000)) for _ in range(2))
+    training, bare = (prepare(config, noise(5000)) for _ in range(2))
     seconds: dict[str, list[float]] = {"baseline": [], "bare": []}
     steps = epochs * len(training.batches)
     with tempfile.TemporaryDirectory() as folder, RunLogger(folder) as log, progress(steps, "baseline") as bar:
-        for _ in range(epochs):
-            start = time.perf_counter()
-            loop.train_epoch(training, log, bar)
-            middle = time.perf_counter()
-            _bare_epoch(bare)
-            seconds["baseline"].append(middle - start)
-            seconds["bare"].append(time.perf_counter() - middle)
+        for epoch in range(epochs):
+            for arm in ("baseline", "bare") if epoch % 2 else ("bare", "baseline"):
+                start = time.perf_counter()
+                if arm == "bare":
+                    _bare_epoch(bare)
+                else:
+                    loop.train_epoch(training, log, bar)
+                seconds[arm].append(time.perf_counter() - start)
     return min(seconds["baseline"]) / min(seconds["bare"]) - 1
 
 
 def checkpoint_ms() -> dict[str, float]:
     """Milliseconds that a checkpoint of the full system's run takes after two epochs, and its size in MB."""
     config = RunConfig(dataset="cifar10", mode="full", epochs=25, precision="fp32", device="cpu")
-    training, seconds = loop.prepare(config, noise(5000)), []
+    training, seconds = prepare(config, noise(5000)), []
     with tempfile.TemporaryDirectory() as folder, RunLogger(folder) as log, progress(78, "full") as bar:
         checkpoints = Checkpoints(Path(folder) / "checkpoints")
         for _ in range(2):
@@ -218,8 +222,8 @@ def checkpoint_ms() -> dict[str, float]:
     return {"checkpoint_ms": 1000 * statistics.median(seconds), "checkpoint_mb": size / 1e6}
 
 
-def _bare_epoch(training: loop.Training) -> None:
-    task, optimizer = training.task, training.optimizer
+def _bare_epoch(training: Training) -> None:
+    task, optimizer = training.task, training.learner.optimizer
     task.model.train()
     for rows in training.batches:
         losses = task.losses(rows)
@@ -227,31 +231,32 @@ def _bare_epoch(training: loop.Training) -> None:
         sum(1.0 * loss for loss in losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         task.after_step()
-        training.scheduler.step()
+        training.learner.scheduler.step()
+
+
+def step_overheads(steps: int) -> dict[str, float]:
+    """What each arm adds to a bare step, as a share of it."""
+    task = build_task()
+    rules = {rule: executor_arm(task, full=False, weighting=rule) for rule in RULES}
+    arms = {"bare": bare_arm(task), "bare again": bare_arm(task), "full": executor_arm(task, full=True), **rules}
+    laps = take_turns({**arms, "gates": gates_arm(task)}, WARM_UP + steps)
+    bare, full = laps["bare"][WARM_UP:], laps["full"]
+    bare_ms = 1000 * statistics.median(lap.whole for lap in bare)
+    found = {"bare_ms": bare_ms}
+    for name in ("bare again", *RULES):
+        found[f"{name}_overhead"] = extra(laps[name][WARM_UP:], bare)
+        found[f"{name}_whole_step"] = extra_whole(laps[name][WARM_UP:], bare)
+    found["gates_overhead"] = 1000 * statistics.median(lap.part for lap in laps["gates"][WARM_UP:]) / bare_ms
+    found["full_between_overhead"] = extra(of_kind(full, "plain"), bare)
+    found["look_ahead_steps"] = 1 + extra(of_kind(full, "look-ahead"), bare)
+    found["decision_steps"] = 1 + extra(of_kind(full, "decision"), bare)
+    return found | {f"full_{n}_overhead": run_overhead(full, bare, n) for n in (1_000, 10_000)}
 
 
 def measure(flags: Flags) -> dict[str, float]:
     """All ratios, as fractions over the bare loop."""
     torch.set_num_threads(flags.threads)
-    bare, full = bare_arm(), executor_arm(full=True)
-    arms = {"bare": bare, "full": full, "gates": gates_arm()} | {
-        rule: executor_arm(False, rule) for rule in ("fixed", "uncertainty", "dwa")
-    }
-    order = torch.Generator().manual_seed(0)
-    for i in range(10 + flags.steps):
-        rows = torch.randint(512, (BATCH,), generator=order)
-        for name, arm in arms.items():
-            if i == 10 and name != "full":
-                arm.seconds.clear()
-            arm.timed(rows)
-    base = bare.median()
-    found = {"bare_ms": 1000 * base}
-    found |= {f"{rule}_overhead": arms[rule].median() / base - 1 for rule in ("fixed", "uncertainty", "dwa")}
-    found["gates_overhead"] = arms["gates"].median() / base
-    found["full_between_overhead"] = full.median() / base - 1
-    found["look_ahead_steps"] = statistics.fmean(full.seconds["look-ahead"]) / base
-    found["decision_steps"] = full.median("decision") / base
-    found |= {f"full_{n}_overhead": run_overhead(full, base, n) for n in (1_000, 10_000)}
+    found = step_overheads(flags.steps)
     found["baseline_epoch_overhead"] = epoch_overhead(flags.epochs)
     found |= checkpoint_ms()
     found["peak_memory_mb"] = peak_memory_mb()
@@ -273,12 +278,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"bare loop: {found['bare_ms']:.1f} ms a step, {flags.threads} thread(s), torch {torch.__version__}")
     for name, value in found.items():
         if name.endswith("_overhead"):
-            print(f"{name.removesuffix('_overhead').replace('_', ' '):<18}{100 * value:+7.2f}%")
+            whole = found.get(name.replace("_overhead", "_whole_step"))
+            beside = "" if whole is None else f"   whole steps {100 * whole:+.2f}%"
+            print(f"{name.removesuffix('_overhead').replace('_', ' '):<18}{100 * value:+7.2f}%{beside}")
     print(
         f"a look-ahead step takes {found['look_ahead_steps']:.2f} bare steps, a decision {found['decision_steps']:.2f}"
     )
     print(f"a checkpoint of the full system's run: {found['checkpoint_ms']:.1f} ms, {found['checkpoint_mb']:.1f} MB")
-    print(f"peak memory of this process, five models: {found['peak_memory_mb']:.0f} MB")
+    print(f"peak memory of this process: {found['peak_memory_mb']:.0f} MB")
     if flags.rule_steps:
         print("\nsteps of the plain weighted sum that a step takes, four terms, gradients at the features:")
         for name, ratio in found.items():

@@ -1,8 +1,8 @@
 """What each weighting rule costs beside the plain weighted sum: the table that ``benchmarks/overhead.py`` prints.
 
 Small CNN, batch 128, four terms that meet in the hidden features (cross-entropy, self-distillation, supervised
-contrastive, confidence), Adam. All arms take turns on one model, a step each, so that they share every disturbance; a
-ratio is of medians. Gradient rules take their gradients at the features.
+contrastive, confidence), Adam. All arms take turns on one model, as :mod:`benchmarks.clock` says; of those that walk
+through the model otherwise, whole steps are compared. Gradient rules take their gradients at the features.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,22 @@ from adaptive_loss import LossExecutor, bucket_means
 from adaptive_loss.models.simple_cnn import SimpleCNN
 from adaptive_loss.tasks.classify import MeanTeacher, confidence_penalty, supervised_contrastive
 from adaptive_loss.weighting import TORCHJD, weightings
+from benchmarks.clock import Lap, Step, Watch, extra, extra_whole, take_turns
 
 TERMS = ("cross_entropy", "self_distillation", "contrastive", "confidence")
 LEVELS = [0.1, 1.0, 3.0, 10.0]
 GIVEN: Mapping[str, Mapping[str, object]] = {
     "noise levels": {"levels": LEVELS},
+    "signal-to-noise ratios": {"levels": LEVELS},
     "shares": {"shares": LEVELS},
     "a term": {"term": "contrastive"},
 }
 EXTRA: Mapping[str, Mapping[str, object]] = {"switch_on": {"at": 0}, "wind_down": {"stall": 1}}
+SAME, OTHER = "through the same passes", "through other passes"
+LATE = ", every 10"
+WARM_UP = 3
 BUCKETS = 1000
 BUCKET_RULES = ("fixed", "min_snr", "inverse_ema")
-
-Step = Callable[[], None]
 
 
 class Bench:
@@ -63,22 +66,27 @@ class Bench:
         )
         return dict(zip(TERMS, terms, strict=True)), features
 
-    def plain(self) -> None:
+    def plain(self, watch: Watch) -> str:
         """The loop as people write it."""
         losses, _ = self.losses()
         self.optimizer.zero_grad()
-        sum(1.0 * loss for loss in losses.values()).backward()  # type: ignore[union-attr]
-        self.optimizer.step()
+        with watch:
+            total = sum(1.0 * loss for loss in losses.values())
+        total.backward()  # type: ignore[union-attr]
+        with watch:
+            self.optimizer.step()
+        return SAME
 
-    def backward_by_loss(self) -> None:
+    def backward_by_loss(self, _watch: Watch) -> str:
         """A backward a term, as rules without a tap need it."""
         losses, _ = self.losses()
         self.optimizer.zero_grad()
         for loss in losses.values():
             loss.backward(retain_graph=True)
         self.optimizer.step()
+        return OTHER
 
-    def torchjd(self, chunk: int | None) -> None:
+    def torchjd(self, chunk: int | None, _watch: Watch) -> str:
         """TorchJD's own way: Jacobians of all parameters behind the features, one term at a time or batched."""
         from torchjd.aggregation import UPGrad
         from torchjd.autojac import jac_to_grad, mtl_backward
@@ -89,6 +97,7 @@ class Bench:
         shared = [p for part in (self.model.blocks, self.model.hidden) for p in part.parameters()]
         jac_to_grad(shared, UPGrad())
         self.optimizer.step()
+        return OTHER
 
     def rule(self, name: str, every: int = 1) -> Step:
         """A step through an executor with the rule called ``name``."""
@@ -96,11 +105,15 @@ class Bench:
         own = list(executor.parameters())
         optimizer = torch.optim.Adam([*self.model.parameters(), *own]) if own else self.optimizer
 
-        def step() -> None:
+        def step(watch: Watch) -> str:
             losses, features = self.losses()
             optimizer.zero_grad()
-            executor(losses, tap=features).backward()
-            executor.step(optimizer)
+            with watch:
+                total = executor(losses, tap=features)
+            total.backward()
+            with watch:
+                executor.step(optimizer)
+            return SAME
 
         return step
 
@@ -131,7 +144,7 @@ def arms(bench: Bench) -> dict[str, Step]:
         names += TORCHJD
     found |= {name: bench.rule(name) for name in names}
     late = [name for name in names if "gradients" in weightings.get(name)(len(TERMS)).needs]
-    return found | {f"{name}, every 10": bench.rule(name, every=10) for name in late}
+    return found | {f"{name}{LATE}": bench.rule(name, every=10) for name in late}
 
 
 def _has_torchjd() -> bool:
@@ -143,26 +156,21 @@ def _has_torchjd() -> bool:
 
 
 def measure(steps: int, batch: int) -> dict[str, float]:
-    """Each arm's mean step over the plain sum's, from medians (of ten steps where only every tenth looks)."""
-    seconds: dict[str, list[float]] = {}
-    chosen = arms(Bench(batch))
-    for i in range(3 + steps):
-        for name, step in chosen.items():
-            start = time.perf_counter()
-            step()
-            if i >= 3:
-                seconds.setdefault(name, []).append(time.perf_counter() - start)
-    plain = statistics.median(seconds["plain sum"])
-    return {name: _typical(name, times) / plain for name, times in seconds.items() if name != "plain sum"}
+    """Each arm's step, as a multiple of the plain sum's (the mean of ten where only every tenth looks)."""
+    laps = take_turns(arms(Bench(batch)), WARM_UP + steps)
+    plain = laps.pop("plain sum")[WARM_UP:]
+    return {name: 1 + _more(name, of[WARM_UP:], plain) for name, of in laps.items()}
 
 
-def _typical(name: str, times: list[float]) -> float:
-    if not name.endswith(", every 10"):
-        return statistics.median(times)
-    # With three steps to warm up, refreshes fall on the steps 7, 17, … of those timed.
-    looks = times[7::10]
-    rest = [seconds for i, seconds in enumerate(times) if i % 10 != 7]
-    return (9 * statistics.median(rest) + statistics.median(looks or rest)) / 10
+def _more(name: str, laps: Sequence[Lap], plain: Sequence[Lap]) -> float:
+    if laps[0].kind == OTHER:
+        return extra_whole(laps, plain)
+    if not name.endswith(LATE):
+        return extra(laps, plain)
+    # The rule looks at its first step and at every tenth after it.
+    looks = [lap for i, lap in enumerate(laps, WARM_UP) if i % 10 == 0]
+    rest = [lap for i, lap in enumerate(laps, WARM_UP) if i % 10]
+    return (9 * extra(rest, plain) + extra(looks, plain)) / 10
 
 
 def bucket_ms(rule: str, steps: int, batch: int) -> float:

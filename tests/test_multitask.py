@@ -19,6 +19,7 @@ from adaptive_loss.errors import Stopped, UsageError
 from adaptive_loss.probes import held_out
 from adaptive_loss.tasks.multitask import MultiTask, overlay, shift_of, squared_error
 from adaptive_loss.trainer import loop, study
+from adaptive_loss.trainer.arms import mode_arm
 from adaptive_loss.trainer.stopping import StopRequest
 from adaptive_loss.trainer.training import prepare
 from adaptive_loss.utils.config import RunConfig, Settings
@@ -164,7 +165,8 @@ def test_training_on_the_base_alone_is_refused_where_there_is_none(tmp_path: Pat
     with pytest.raises(UsageError, match="mode base_only: task multitask has no base term"):
         prepare(replace(CONFIG, mode="base_only"), data())
     settings = Settings(task="multitask", dataset="digits")
-    refused = study.Study(settings, ("baseline", "base_only"), (1,), tmp_path / "x.csv", tmp_path / "x")
+    arms = tuple(mode_arm(name) for name in ("baseline", "base_only"))
+    refused = study.Study(settings, arms, (1,), tmp_path / "x.csv", tmp_path / "x")
     with pytest.raises(UsageError, match="mode base_only: task multitask has no base term; leave that mode out"):
         study.check(refused)
 

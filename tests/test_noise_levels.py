@@ -47,6 +47,14 @@ def test_min_snr_of_one_error_is_the_same_for_every_prediction():
     assert torch.allclose(min_snr(snr, prediction="v") * (snr + 1), x0)
 
 
+@pytest.mark.parametrize("weigh", [p2, debiased])
+def test_p2_and_debiased_weigh_one_error_the_same_for_every_prediction(weigh):
+    snr = torch.tensor([0.01, 0.7, 5.0, 300.0], dtype=torch.float64)
+    x0 = weigh(snr, prediction="x0")
+    assert torch.allclose(weigh(snr) * snr, x0)
+    assert torch.allclose(weigh(snr, prediction="v") * (snr + 1), x0)
+
+
 def test_p2_debiased_and_edm_by_hand():
     snr = torch.tensor([0.0, 0.25, 3.0, 99.0])
     # Choi et al. 2022: 1/(k + SNR)^γ.
@@ -125,6 +133,8 @@ def test_zero_is_an_snr_but_no_standard_deviation():
         ("min_snr", {"prediction": "noise"}),
         ("p2", {"k": 0.0}),
         ("p2", {"gamma": -1.0}),
+        ("p2", {"prediction": "noise"}),
+        ("debiased", {"prediction": "noise"}),
         ("debiased", {"floor": 0.0}),
         ("edm", {"sigma_data": 0.0}),
         ("edm2_uncertainty", {"channels": 0}),

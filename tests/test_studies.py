@@ -17,7 +17,7 @@ import pytest
 
 from adaptive_loss import records
 from adaptive_loss.checkpoint import Checkpoints, gather
-from adaptive_loss.errors import RunError, Stopped, UsageError
+from adaptive_loss.errors import Stopped, UsageError
 from adaptive_loss.trainer import (
     run_ablation_study,
     run_phase1_experiments,
@@ -25,7 +25,6 @@ from adaptive_loss.trainer import (
     train_ablation,
     train_phase1,
     train_task,
-    tuning,
 )
 from adaptive_loss.trainer.studies import Spec, finished, run_all
 from adaptive_loss.utils.config import RunConfig, to_json
@@ -35,9 +34,9 @@ Fake = Callable[..., dict[str, Any]]
 
 
 def fake_run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
-    """A training run that takes no time; its accuracy depends on mode and seed, and is best for kd near 0.1."""
+    """A training run that takes no time; its accuracy depends on mode and seed, and is best for mixup near 0.1."""
     accuracy = 0.5 + 0.01 * len(config.mode) + 0.001 * (config.seed % 7)
-    accuracy -= 0.01 * abs(config.weights.get("kd", 1.0) - 0.1)
+    accuracy -= 0.01 * abs(config.weights.get("mixup", 1.0) - 0.1)
     row = dict.fromkeys(records.COLUMNS, 0) | {"mode": config.mode, "seed": config.seed, "status": "ok"}
     row |= {"epochs": config.epochs, "test_accuracy": accuracy, "test_loss": 1.0, "select_accuracy": accuracy}
     row |= {"train_seconds": 2.0}
@@ -492,35 +491,6 @@ def test_tuned_searches_then_runs_the_study_s_seeds(tmp_path: Path, calls: list[
     calls.clear()
     assert ablate(tmp_path, "--modes", "baseline", "tuned", "--trials", "5") == 0
     assert calls == []
-
-
-def test_trial_weights_are_seeded_log_uniform_and_leave_the_base() -> None:
-    drawn = tuning.trial_weights(TERMS, 2000)
-    assert drawn == tuning.trial_weights(TERMS, 2000)
-    assert drawn[:24] == tuning.trial_weights(TERMS, 24)
-    assert {trial["ce"] for trial in drawn} == {1.0}
-    kd = [trial["kd"] for trial in drawn]
-    assert 1e-3 <= min(kd) < 2e-3
-    assert 9 < max(kd) <= 10
-    assert abs(sum(value < 0.1 for value in kd) / 2000 - 0.5) < 0.05  # half of the decades
-
-
-def test_a_tie_of_trials_goes_to_the_lower_select_loss(tmp_path: Path) -> None:
-    losses = iter([0.9, 0.3, 0.5])
-
-    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
-        return fake_run(config, folder, quiet=quiet) | {"select_accuracy": 0.5, "select_loss": next(losses)}
-
-    found = tuning.find_weights(RunConfig(), TERMS, tmp_path, 3, 1, run=run)
-    assert found == tuning.trial_weights(TERMS, 3)[1]
-
-
-def test_a_search_without_a_finished_trial_is_an_error(tmp_path: Path) -> None:
-    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
-        raise RuntimeError("no")
-
-    with pytest.raises(RunError, match="none of the 2 tuning trials finished"):
-        tuning.find_weights(RunConfig(), TERMS, tmp_path, 2, 1, run=run)
 
 
 @pytest.mark.parametrize("flag", ["--logdir", "--output_dir", "--output-dir"])

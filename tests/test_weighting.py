@@ -20,7 +20,8 @@ def rule_for(rule: str, weights: dict[str, float]) -> Weighting:
     """The rule, made with what its constructor needs."""
     kind, last = weightings.get(rule), list(weights)[-1]
     needs, levels = kind(len(weights)).needs, [0.5 + i for i in range(len(weights))]
-    given = {"noise levels": {"levels": levels}, "shares": {"shares": levels}, "a term": {"term": last}}
+    noise = {need: {"levels": levels} for need in ("noise levels", "signal-to-noise ratios")}
+    given = {**noise, "shares": {"shares": levels}, "a term": {"term": last}}
     extra = {"switch_on": {"at": 1}, "wind_down": {"stall": 1}}.get(rule, {})
     return kind(len(weights), **extra, **{k: v for need in needs for k, v in given.get(need, {}).items()})
 

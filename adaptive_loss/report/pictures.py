@@ -64,20 +64,16 @@ def weights_picture(
         ...     (Path(folder) / "weights.svg").exists()
         True
     """
-    colours = _colours(runs)
-    with _style():
-        columns = {1: 1, 2: 2, 4: 2}.get(len(runs), 3)
-        lines = math.ceil(len(runs) / columns)
-        figure = _figure(4.1 * columns + 0.4, 2.5 * lines + 0.7, title)
-        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        panels = list(grid.flat)
+    colours = colours_of(runs)
+    with drawing_style():
+        figure, panels, columns = panels_for(len(runs), title)
         for panel, (label, curves) in zip(panels, runs.items(), strict=False):
-            panel.set_title(_text(label))
+            panel.set_title(literal(label))
             _log_lines(panel, curves, colours)
             _ticks(panel, (interventions or {}).get(label, ()))
         _label_ends(panels[: len(runs)], list(runs.values()), colours)
-        _tidy(panels, len(runs), columns, "step (ticks: interventions)" if interventions else "step")
-        _save(figure, path)
+        tidy(panels, len(runs), columns, "step (ticks: interventions)" if interventions else "step", "weight")
+        save(figure, path)
 
 
 def losses_and_shares(
@@ -96,25 +92,23 @@ def losses_and_shares(
         UsageError: nothing to draw, terms or lengths that differ, another suffix.
         RunError: matplotlib is not installed, or the file cannot be written.
     """
-    colours = _colours({"losses": losses, "weights": weights})
+    colours = colours_of({"losses": losses, "weights": weights})
     if set(losses) != set(weights) or len(losses["step"]) != len(weights["step"]):
         raise UsageError("losses and weights differ in their terms or steps; pass both of the same run")
-    with _style():
-        figure = _figure(7.2, 5.6, title)
+    with drawing_style():
+        figure = new_figure(7.2, 5.6, title)
         above, below = figure.subplots(2, 1, sharex=True)
         _log_lines(above, losses, colours)
         _label_ends([above], [losses], colours)
         above.set_ylabel("loss")
         shares = term_shares(losses, weights)
         steps = list(losses["step"])
-        below.stackplot(steps, *shares.values(), colors=[colours[t] for t in shares], edgecolor="white", linewidth=0.6)
-        _label_shares(below, shares, colours)
-        below.set(ylim=(0, 1), ylabel="share of the total", xlim=(steps[0], _end(steps)))
+        stack_shares(below, steps, shares, colours)
+        below.set_ylabel("share of the total")
         below.set_xlabel("step (ticks: interventions)" if len(interventions) else "step")
-        below.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
         for panel in (above, below):
             _ticks(panel, interventions)
-        _save(figure, path)
+        save(figure, path)
 
 
 def term_shares(losses: Curves, weights: Curves) -> dict[str, list[float]]:
@@ -132,11 +126,21 @@ def term_shares(losses: Curves, weights: Curves) -> dict[str, list[float]]:
     return {term: [part / total for part, total in zip(series, totals, strict=True)] for term, series in parts.items()}
 
 
+def stack_shares(panel: Any, steps: Sequence[float], shares: Curves, colours: Mapping[str, str]) -> None:
+    """Shares that add up to 1, stacked over the steps and named at their end; those of a single step as a bar."""
+    ends = list(steps) if len(steps) > 1 else [steps[0], _end(steps)]
+    areas = [series if len(steps) > 1 else [series[0], series[0]] for series in shares.values()]
+    panel.stackplot(ends, *areas, colors=[colours[t] for t in shares], edgecolor="white", linewidth=0.6)
+    _label_shares(panel, shares, colours)
+    panel.set(ylim=(0, 1), xlim=(steps[0], _end(steps)))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+
+
 def _terms(curves: Curves) -> list[str]:
     return [name for name in curves if name != "step"]
 
 
-def _colours(runs: Mapping[str, Curves]) -> dict[str, str]:
+def colours_of(runs: Mapping[str, Curves]) -> dict[str, str]:
     """One colour a term, the same in every panel; checks the series on the way."""
     for label, curves in runs.items():
         if "step" not in curves or not len(curves["step"]) or not _terms(curves):
@@ -150,7 +154,8 @@ def _colours(runs: Mapping[str, Curves]) -> dict[str, str]:
     return {term: PALETTE[place % len(PALETTE)] for place, term in enumerate(terms)}
 
 
-def _style() -> Any:
+def drawing_style() -> Any:
+    """A context in which pictures have our style; :class:`RunError` says how to get matplotlib."""
     try:
         import matplotlib
     except ImportError as error:
@@ -158,16 +163,25 @@ def _style() -> Any:
     return matplotlib.rc_context(STYLE)
 
 
-def _figure(width: float, height: float, title: str) -> Any:
+def new_figure(width: float, height: float, title: str) -> Any:
+    """An empty figure, sizes in inches."""
     # a bare Figure needs no display and leaves the caller's pyplot state alone
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    figure.suptitle(_text(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
-def _text(name: object) -> str:
+def panels_for(count: int, title: str) -> tuple[Any, list[Any], int]:
+    """A figure, its panels of which the first ``count`` are wanted, and how many stand in a row; they share their y."""
+    columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
+    lines = math.ceil(count / columns)
+    figure = new_figure(4.1 * columns + 0.4, 2.5 * lines + 0.7, title)
+    return figure, list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat), columns
+
+
+def literal(name: object) -> str:
     """A name as matplotlib shows it literally: no mathematics between dollars, no control characters."""
     return printable(name).replace("$", r"\$")
 
@@ -228,7 +242,7 @@ def _label_shares(panel: Any, shares: Curves, colours: Mapping[str, str]) -> Non
 def _name(panel: Any, term: str, height: float, colour: str) -> None:
     short = term if len(term) <= 18 else term[:17] + "…"
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (5, 0), "va": "center"}
-    panel.annotate(_text(short), (1.0, height), color=colour, fontsize=8.5, annotation_clip=False, **place)
+    panel.annotate(literal(short), (1.0, height), color=colour, fontsize=8.5, annotation_clip=False, **place)
 
 
 def _last(series: Sequence[float]) -> float | None:
@@ -253,18 +267,20 @@ def _spread(wanted: Mapping[str, float], gap: float) -> dict[str, float]:
     }
 
 
-def _tidy(panels: Sequence[Any], used: int, columns: int, xlabel: str) -> None:
+def tidy(panels: Sequence[Any], used: int, columns: int, xlabel: str, ylabel: str) -> None:
+    """Name the outer axes of the panels that are used, and hide the others."""
     for place, panel in enumerate(panels):
         if place >= used:
             panel.set_visible(False)
         if place % columns == 0:
-            panel.set_ylabel("weight")
+            panel.set_ylabel(ylabel)
         if place + columns >= used:  # the lowest drawn panel of its column
             panel.set_xlabel(xlabel)
             panel.tick_params(labelbottom=True)
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save(figure: Any, path: str | Path) -> None:
+    """Write the figure as what the suffix of ``path`` says; :class:`UsageError` where it says nothing we know."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"{path}: pictures end in {', '.join(SUFFIXES)}")

@@ -14,9 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from adaptive_loss.data.base import Dataset, Split
 from adaptive_loss.data.points import PointDataset, Points
 from adaptive_loss.errors import UsageError
+from adaptive_loss.events import Event
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.probes import held_out, sample_quality
 from adaptive_loss.utils.config import RunConfig
+from adaptive_loss.weighting import weightings
+from adaptive_loss.weighting.base import Weighting
 
 EVALUATION_BATCH = 500
 PEAK = 3.0
@@ -60,12 +63,16 @@ class Task(ABC):
     """What it can be trained on (``--dataset``), the default first."""
     customary: ClassVar[Mapping[str, float]] = {}
     """The fixed weights that are published or usual, which ``--mode customary`` takes; 1 where not named."""
+    rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"
     """What of ``evaluate()`` weights are chosen by; lower is better, but for ``accuracy``."""
     objectives: ClassVar[tuple[str, ...]] = ()
     """What the probe may measure (``--objective``), the default first."""
     models: ClassVar[tuple[str, ...]] = ()
     """What may be trained (``--model``)."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+    """Arithmetic that its terms bear (``--precision``); auto takes bf16 only where it is among them."""
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 5}
     """Settings of ``--quick``: a minute at most on one core."""
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "subset": 500}
@@ -93,6 +100,7 @@ class Task(ABC):
         check_dataset(config.dataset, self.datasets)
         check_choice("objective", config.objective, self.objectives)
         check_choice("model", config.model, self.models)
+        check_choice("precision", config.precision, ("auto", *self.precisions))
         self.config, self.device = config, device
         self.source, self.holds_out = data.provenance, train is None
         self.wanted = frozenset(self.all_terms() if wanted is None else wanted)
@@ -101,6 +109,12 @@ class Task(ABC):
     def all_terms(cls) -> tuple[str, ...]:
         """The task's terms, then its opponents'."""
         return cls.terms + tuple(term for opponent in cls.opponents for term in opponent.terms)
+
+    @classmethod
+    def bases(cls) -> tuple[str, ...]:
+        """The terms that cannot be switched off: the base, then each opponent's."""
+        own = () if cls.base is None else (cls.base,)
+        return own + tuple(opponent.terms[0] for opponent in cls.opponents)
 
     @abstractmethod
     def losses(self, rows: Tensor) -> LossTerms:
@@ -118,6 +132,12 @@ class Task(ABC):
         """An opponent's wanted terms on the training examples ``rows``, the same as ``losses()`` gets after it."""
         raise NotImplementedError
 
+    def weighting(self) -> Weighting:
+        """The rule that ``--weighting`` names, made with what the task knows of the rule's needs."""
+        rule = weightings.get(self.config.weighting)
+        options = {key: value for need in rule.needs for key, value in self.rule_options.get(need, {}).items()}
+        return rule(len(self.terms), **options)
+
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """What steps ``model`` or an opponent."""
         return torch.optim.Adam(parameters, lr=self.config.lr)
@@ -126,8 +146,17 @@ class Task(ABC):
         """The learning rate over a run of ``steps``."""
         return OneCycleLR(optimizer, PEAK * self.config.lr, total_steps=max(steps, 2), div_factor=PEAK)
 
-    def after_step(self) -> None:
-        """Called after every optimizer step of ``model``, applied or skipped."""
+    def after_step(self) -> Sequence[Event] | None:
+        """Called after every optimizer step of ``model``, applied or skipped.
+
+        Returns:
+            What it has to report, if anything.
+        """
+
+    @property
+    def collapsed(self) -> Mapping[str, str]:
+        """The opponents that teach nothing any more, each with the reason in one line."""
+        return {}
 
     def pictures(self) -> Mapping[str, Tensor]:
         """What a person looks at, by name: images ``[N, C, H, W]`` in 0 to 1, of the same inputs at every call."""

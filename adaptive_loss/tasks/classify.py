@@ -103,6 +103,7 @@ class Classify(ImageTask):
 
     terms = ("cross_entropy", "mixup", "self_distillation", "contrastive", "confidence")
     base = "cross_entropy"
+    metric = "accuracy"
     objectives = ("cross_entropy",)
     models = ("simple_cnn",)
 

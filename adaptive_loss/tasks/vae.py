@@ -15,13 +15,15 @@ from adaptive_loss.metrics.bits_per_dim import bits_per_dim
 from adaptive_loss.metrics.features import has_features, load_features
 from adaptive_loss.models.conv_vae import ConvVAE
 from adaptive_loss.models.vae import VAE
-from adaptive_loss.probes import held_out, sample_quality
+from adaptive_loss.probes import evaluating, held_out, sample_quality
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks._sample_metrics import sample_metrics
 from adaptive_loss.tasks.base import ImageTask
 
 PROBE_BATCH = 64
+SHOWN = 8
+"""Samples a side of a picture, and images with their reconstructions."""
 CONVOLUTIONAL_FROM = 16
 """Height in pixels from which the model is convolutional unless ``--model`` says otherwise."""
 
@@ -136,6 +138,17 @@ class VariationalAutoencoder(ImageTask):
         batches = [images for images, _ in self.evaluation_batches(split)]
         samples = torch.cat([look(self.generate(len(images), noise)) for images in batches])
         return sample_metrics(samples, torch.cat([look(images.float() / 255) for images in batches]))
+
+    @torch.no_grad()
+    def pictures(self) -> Mapping[str, Tensor]:
+        """``samples`` from the prior; ``reconstructions``, each to the right of its probe image."""
+        noise = own_generator(self.config.seed, "pictures")
+        images = self.splits["probe"].images[:SHOWN].float() / 255
+        with evaluating(self.model):
+            return {
+                "samples": self.generate(SHOWN * SHOWN, noise),
+                "reconstructions": torch.stack([images, self._reconstruct(images, noise)], 1).flatten(0, 1),
+            }
 
     def state_dict(self) -> dict[str, Any]:
         """The latent noise's generator."""

@@ -27,14 +27,16 @@ from adaptive_loss.trainer.stopping import Lead, StopRequest
 from adaptive_loss.trainer.studies import CHECKPOINTS
 from adaptive_loss.trainer.training import Training, prepare
 from adaptive_loss.utils.config import RunConfig, core_count, to_json, validate
-from adaptive_loss.utils.logging import Progress, RunLogger, progress
+from adaptive_loss.utils.logging import PICTURES, Progress, RunLogger, progress
 from adaptive_loss.utils.performance import peak_memory_mb, throughput
+from adaptive_loss.utils.pictures import grid
 
 LOG_EVERY = 10
 
 
 def run(config: RunConfig, folder: Path, *, quiet: bool = False, lead: Lead | None = None) -> dict[str, object]:
-    """Train once and write ``config.json, metrics.csv, events.jsonl, result.json, checkpoint.pt, tb/`` to ``folder``.
+    """Train once and write ``config.json, metrics.csv, events.jsonl, result.json, checkpoint.pt, tb/`` to ``folder``,
+    and ``pictures/`` where the task has some.
 
     While it trains, ``checkpoints/`` holds the last two states, and an unfinished run that is there goes on from the
     newest, bit for bit, unless ``config.resume`` is off. The test split is read once, at the end, with the last epoch's
@@ -67,6 +69,7 @@ def run(config: RunConfig, folder: Path, *, quiet: bool = False, lead: Lead | No
                 training.load_state_dict(state, log)
             with _shown(training, config, quiet) as bar:
                 _train(training, config, log, bar, Keeper(checkpoints, config.save_every, stop))
+            _show(training, log, training.executor.signals.step)
             result = _result(config, training)
             manifest = save_file(folder / "checkpoint.pt", training.state_dict(log))
         # A folder with a result is a finished run.
@@ -86,7 +89,8 @@ def _begin(folder: Path, checkpoints: Checkpoints, resume: bool) -> dict[str, An
         checkpoints.clear()
         for stale in ("result.json", "checkpoint.pt", "metrics.csv", "events.jsonl"):
             (folder / stale).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tb", ignore_errors=True)
+        for stale in ("tb", PICTURES):
+            shutil.rmtree(folder / stale, ignore_errors=True)
     return state
 
 
@@ -130,7 +134,8 @@ def _step(training: Training, rows: Tensor) -> StepRecord:
     with training.autocast:
         own = task.losses(rows)
     record = training.learner.learn(own, task.tap if "gradients" in training.executor.weighting.needs else None)
-    task.after_step()
+    for event in task.after_step() or ():
+        training.executor.report(event)
     return replace(record, losses={**record.losses, **losses}, weights={**record.weights, **weights})
 
 
@@ -148,6 +153,15 @@ def _log_step(training: Training, record: StepRecord, log: RunLogger) -> None:
         scalars |= {"gradient_norm": record.gradient_norm, "skipped_steps": training.skipped_steps}
         scalars["interventions"] = training.interventions
         log.scalars(record.step, scalars)
+    every = training.task.config.pictures_every
+    if record.applied and every and record.step % every == 0:
+        _show(training, log, record.step)
+
+
+def _show(training: Training, log: RunLogger, step: int) -> None:
+    """Write the task's pictures, each set as one."""
+    for name, images in training.task.pictures().items():
+        log.picture(step, name, grid(images))
 
 
 def _log_events(training: Training, log: RunLogger) -> None:
@@ -207,6 +221,7 @@ def _result(config: RunConfig, training: Training) -> dict[str, object]:
         "peak_memory_mb": round(peak_memory_mb(), 1),
         "precision": "bf16" if not isinstance(training.autocast, nullcontext) else "fp32",
         "device": task.device.type,
+        **({"collapsed_opponents": dict(task.collapsed)} if task.opponents else {}),
         "data": task.source,
     }
 

@@ -14,7 +14,7 @@ from adaptive_loss.trainer.studies import Spec, check_folders, finished, worker_
 
 def plan(specs: Sequence[Spec], jobs: int) -> dict[str, Any]:
     """The runs of ``specs`` with their state, and the time and disk of the rest, measured from those done."""
-    check_folders([spec for spec in specs if spec.label != "tuned"])
+    check_folders(specs)
     rows = [finished(spec) for spec in specs]
     seconds = [row["train_seconds"] for row in rows if row and isinstance(row.get("train_seconds"), (int, float))]
     sizes = [_size(spec.folder) for spec, row in zip(specs, rows, strict=True) if row]

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptive_loss.trainer.arms import Arm, mode_arm, mode_name
 from adaptive_loss.trainer.simple_ablation_analysis import CONTROLS, FILE_NAME, MODES
-from adaptive_loss.trainer.study import Study, StudyFlags, mode_name, run_study
+from adaptive_loss.trainer.study import Study, StudyFlags, run_study
 from adaptive_loss.utils.commands import command, command_line, parse
 
 PROG = "adaptive-loss ablate"
@@ -42,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_study(Study(flags, arms(flags), flags.seeds, output, flags.output_dir, flags.trials, line), flags)
 
 
-def arms(flags: Flags) -> tuple[str, ...]:
+def arms(flags: Flags) -> tuple[Arm, ...]:
     """The modes to run, by their own names, and the controls that are not among them already."""
     asked = tuple(mode_name(mode, "--modes") for mode in flags.modes)
-    return asked + tuple(mode for mode in CONTROLS if flags.controls and mode not in asked)
+    controls = tuple(mode for mode in CONTROLS if flags.controls and mode not in asked)
+    return tuple(map(mode_arm, asked + controls))
 
 
 if __name__ == "__main__":

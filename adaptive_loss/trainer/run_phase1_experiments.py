@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptive_loss.trainer.arms import mode_arm
 from adaptive_loss.trainer.study import Study, StudyFlags, run_study
 from adaptive_loss.utils.commands import command, command_line, parse
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(Flags, argv, PROG, "Train with fixed and with adaptive weights over several seeds.")
     folder = flags.output.parent / flags.output.stem
     line = command_line(PROG, argv)
-    return run_study(Study(flags, MODES, flags.seeds, flags.output, folder, argv=line), flags)
+    arms = tuple(map(mode_arm, MODES))
+    return run_study(Study(flags, arms, flags.seeds, flags.output, folder, argv=line), flags)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import tyro
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.records import json_dump
 from adaptive_loss.trainer import plan
+from adaptive_loss.trainer.arms import mode_arm
 from adaptive_loss.trainer.progress import outcome
 from adaptive_loss.trainer.studies import Spec, check_folders, finished, run_all, worker_count
-from adaptive_loss.trainer.study import RUN_AS, check_settings, given_weights, prepare
+from adaptive_loss.trainer.study import check_settings, prepare
 from adaptive_loss.utils.config import Settings, run_config, validate
 
 
@@ -35,11 +36,11 @@ class SingleFlags(Settings):
 
 def run_single(flags: SingleFlags, mode: str) -> int:
     """Train once, or say that it is done already; the exit code."""
-    weights = dict(given_weights(flags, mode))
-    config = run_config(flags, mode=RUN_AS.get(mode, mode), seed=flags.seed, weights=weights)
+    arm = mode_arm(mode)
+    config = run_config(flags, mode=arm.mode, seed=flags.seed, weights=arm.weights(flags))
     if mode == "tuned" and not flags.weights:
         raise UsageError(
-            "mode tuned needs the weights that a study found: --weights term=value …, from tuned/trials.json"
+            "mode tuned needs the weights that a search found: --weights term=value …, from its trials.json"
         )
     validate(config)
     worker_count(flags.jobs)

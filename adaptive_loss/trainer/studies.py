@@ -32,11 +32,19 @@ WORKER_DIED = "the worker process died (killed, or out of memory); try fewer --j
 
 @dataclass(frozen=True)
 class Spec:
-    """One run of a study: the mode's name in the results, what is trained, and where it is written."""
+    """One run of a study.
+
+    Args:
+        label: the arm's name in the results.
+        config: what is trained.
+        folder: where it is written.
+        settled: whether ``config`` is what will be trained; weights that a search must find first are not.
+    """
 
     label: str
     config: RunConfig
     folder: Path
+    settled: bool = True
 
 
 def run_all(
@@ -96,7 +104,7 @@ def worker_count(jobs: int) -> int:
 
 def check_folders(specs: Sequence[Spec]) -> None:
     """Raise :class:`UsageError` if a run's folder is a file or belongs to a run of another configuration."""
-    for spec in specs:
+    for spec in (spec for spec in specs if spec.settled):
         for part in (spec.folder, *spec.folder.parents):
             if part.exists() and not part.is_dir():
                 raise UsageError(f"{part} is a file, not a folder; choose another output folder or file")

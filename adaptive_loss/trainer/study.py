@@ -1,10 +1,10 @@
-"""A study from its flags to its results: modes × seeds, the results files, the tables."""
+"""A study from its flags to its results: arms × seeds, the search for tuned weights, the results files."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 from adaptive_loss import records
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.ledger import Ledger
-from adaptive_loss.modes import modes
 from adaptive_loss.trainer import plan
+from adaptive_loss.trainer.arms import Arm
 from adaptive_loss.trainer.progress import Progress
-from adaptive_loss.trainer.simple_ablation_analysis import PAIRS, compare, metric_of, printable, summarise
+from adaptive_loss.trainer.simple_ablation_analysis import PAIRS
 from adaptive_loss.trainer.studies import Result, Spec, check_folders, finished, run_all, worker_count
-from adaptive_loss.trainer.tuning import find_weights, trial_specs
+from adaptive_loss.trainer.tables import tables
+from adaptive_loss.trainer.tuning import Search, search_for
 from adaptive_loss.utils.config import (
     LARGEST_SEED,
     RunConfig,
@@ -32,22 +33,11 @@ from adaptive_loss.utils.config import (
     validate,
 )
 
-# A study's name for a mode, where the run itself is another mode: a phase-1 run calls the full system `adaptive`,
-# and `tuned` and `customary` are the baseline with weights that a search found, or that the task says are usual.
-RUN_AS = {"adaptive": "full", "tuned": "baseline", "customary": "baseline"}
-
-
-def mode_name(given: str, flag: str) -> str:
-    """A mode's own name, behind an alias or hyphens too; :class:`UsageError` names ``flag`` and the choices."""
-    return modes.resolve(given, flag=flag, also=RUN_AS)
-
 
 @dataclass(frozen=True, kw_only=True)
-class StudyFlags(Settings):
-    """What every study takes besides the settings of its runs."""
+class ManyFlags(Settings):
+    """What every command that trains many times takes besides the settings of its runs."""
 
-    seeds: tuple[int, ...] = (1, 42, 123)
-    """Seeds; every mode runs each of them, paired."""
     jobs: int = 0
     """Runs at a time, each in its own process; 0 is one a core."""
     dry_run: bool = False
@@ -58,12 +48,32 @@ class StudyFlags(Settings):
     """A JSON file of flags, such as those in experiments/; flags given here override it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags(ManyFlags):
+    """What every study takes besides the settings of its runs."""
+
+    seeds: tuple[int, ...] = (1, 42, 123)
+    """Seeds; every arm runs each of them, paired."""
+
+
 @dataclass(frozen=True)
 class Study:
-    """Modes × seeds with common settings, written to ``output`` (a .csv) and the .json of the same stem."""
+    """Arms × seeds with common settings, written to ``output`` (a .csv) and the .json of the same stem.
+
+    Args:
+        settings: what the runs share.
+        arms, seeds: what is run.
+        output, folder: the results, and where the runs go.
+        trials: of the search behind the arms that start from tuned weights.
+        argv, start: the command as typed, and when it began.
+        tuned: what the search found, where it need not be searched.
+        source: where the data come from.
+        comparisons: (a, b) for a − b; by default every other arm with ``baseline``, and the full system with controls.
+        metric: the column of the test metric that runs are judged by; None is the accuracy, or the loss without one.
+    """
 
     settings: Settings
-    modes: tuple[str, ...]
+    arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     output: Path
     folder: Path
@@ -72,32 +82,41 @@ class Study:
     start: float = field(default_factory=time.time)
     tuned: Mapping[str, float] | None = None
     source: Mapping[str, object] | None = None
+    comparisons: tuple[tuple[str, str], ...] | None = None
+    metric: str | None = None
+
+    @property
+    def modes(self) -> list[str]:
+        """The arms' names."""
+        return [arm.name for arm in self.arms]
 
     def specs(self) -> list[Spec]:
-        """A run for every mode and seed, in the order of the results."""
-        return [self._spec(mode, seed) for mode in self.modes for seed in self.seeds]
+        """A run for every arm and seed, in the order of the results."""
+        return [self._spec(arm, seed) for arm in self.arms for seed in self.seeds]
 
-    def _spec(self, mode: str, seed: int) -> Spec:
-        found = mode == "tuned" and self.tuned is not None
-        weights = self.tuned if found and self.tuned else given_weights(self.settings, mode)
-        config = run_config(self.settings, mode=RUN_AS.get(mode, mode), seed=seed, weights=dict(weights))
-        return Spec(mode, config, self.folder / mode / f"seed_{seed}")
+    def _spec(self, arm: Arm, seed: int) -> Spec:
+        own = {"weights": arm.weights(self.settings, self.tuned), "weighting": arm.weighting or self.settings.weighting}
+        config = run_config(self.settings, mode=arm.mode, seed=seed, **own)
+        settled = arm.start != "tuned" or self.tuned is not None
+        return Spec(arm.name, config, self.folder / arm.name / f"seed_{seed}", settled)
 
-    def trial_specs(self) -> list[Spec]:
-        """The runs that ``tuned`` needs before its own; none if the study has no such mode."""
-        if "tuned" not in self.modes:
-            return []
-        return trial_specs(self._spec("tuned", 0).config, task_terms(self.settings), self.folder / "tuned", self.trials)
+    def search(self) -> Search | None:
+        """What has to find weights before the runs; None where no arm waits for it."""
+        waits = self.tuned is None and any(arm.start == "tuned" for arm in self.arms)
+        return search_for(self.settings, self.folder / "tuned", self.trials) if waits else None
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The comparisons to make: every other mode with ``baseline``, then the full system with each control."""
+        """The comparisons to make."""
+        if self.comparisons is not None:
+            return list(self.comparisons)
         with_baseline = [(mode, "baseline") for mode in self.modes if mode != "baseline"]
         return with_baseline + [pair for pair in PAIRS if pair[1] != "baseline"]
 
     def document(self) -> dict[str, Any]:
         """The configuration that the results file records."""
         shared = {name: value for name, value in to_json(self.settings).items() if name in to_json(Settings())}
-        return {**shared, "modes": list(self.modes), "seeds": list(self.seeds), "trials": self.trials}
+        judged = {} if self.metric is None else {"metric": self.metric}
+        return {**shared, "modes": self.modes, "seeds": list(self.seeds), "trials": self.trials, **judged}
 
 
 def task_terms(settings: Settings) -> list[str]:
@@ -105,15 +124,6 @@ def task_terms(settings: Settings) -> list[str]:
     from adaptive_loss.tasks import tasks
 
     return list(tasks.get(settings.task).all_terms())
-
-
-def given_weights(settings: Settings, mode: str) -> Mapping[str, float]:
-    """The start weights of a mode's runs: those given, or the task's customary ones."""
-    if mode != "customary":
-        return settings.weights
-    from adaptive_loss.tasks import tasks
-
-    return tasks.get(settings.task).customary
 
 
 def check_settings(settings: Settings) -> None:
@@ -142,18 +152,20 @@ def _check_terms(settings: Settings) -> None:
 
     config, kind = run_config(settings, mode="baseline", seed=0), tasks.get(settings.task)
     weights = start_weights(config, task_terms(settings))
-    if kind.base is not None and weights.get(kind.base) == 0:
-        raise UsageError(
-            f"--weights {kind.base}=0: the base term needs a weight above 0; set the others' weights against it"
-        )
+    for base in kind.bases():
+        if weights[base] == 0:
+            raise UsageError(
+                f"--weights {base}=0: the base term needs a weight above 0; set the others' weights against it"
+            )
     held_targets(config, {name: weight for name, weight in weights.items() if name in kind.terms}, kind.base)
 
 
 def check_base(settings: Settings, names: Sequence[str]) -> None:
     """Raise :class:`UsageError` for a mode that trains on the base term alone, where the task has none."""
+    from adaptive_loss.modes import modes
     from adaptive_loss.tasks import tasks
 
-    alone = [name for name in names if modes.get(RUN_AS.get(name, name))().base_only]
+    alone = [name for name in names if modes.get(name)().base_only]
     if alone and tasks.get(settings.task).base is None:
         raise UsageError(f"mode {alone[0]}: task {settings.task} has no base term; leave that mode out")
 
@@ -180,28 +192,33 @@ def prepare(settings: Settings) -> Mapping[str, object]:
 def check(study: Study) -> None:
     """Raise :class:`UsageError` for whatever can be known to be wrong before the first run."""
     check_seeds(study.seeds)
-    _check_list("modes", study.modes)
+    check_list("modes", study.modes)
     if study.trials < 1:
         raise UsageError(f"--trials is {study.trials}; give at least 1")
     specs = study.specs()
     for spec in specs:
         validate(spec.config)
     check_output(study)
-    check_folders([spec for spec in specs if spec.label != "tuned"])
-    check_settings(study.settings)
+    check_folders(specs)
+    for weighting in dict.fromkeys(arm.weighting or study.settings.weighting for arm in study.arms):
+        check_settings(replace(study.settings, weighting=weighting))
     if study.settings.task != Settings.task:
-        check_base(study.settings, study.modes)
+        check_base(study.settings, [arm.mode for arm in study.arms])
+    search = study.search()
+    if search is not None:
+        check_folders(search.specs())
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raise :class:`UsageError` where ``--seeds`` is empty, or holds one twice or one that torch does not take."""
-    _check_list("seeds", seeds)
+    check_list("seeds", seeds)
     for seed in seeds:
         if not 0 <= seed <= LARGEST_SEED:
             raise UsageError(f"--seeds: {seed} is no seed; give 0 to {LARGEST_SEED}")
 
 
-def _check_list(name: str, values: Sequence[object]) -> None:
+def check_list(name: str, values: Sequence[object]) -> None:
+    """Raise :class:`UsageError` where the list behind a flag is empty or holds something twice."""
     if not values:
         raise UsageError(f"--{name} is empty; give at least one")
     for value in values:
@@ -238,19 +255,24 @@ def _as_run(document: Mapping[str, Any]) -> RunConfig:
     return from_json({name: value for name, value in document.items() if name in known})
 
 
-def run_study(study: Study, flags: StudyFlags) -> int:
-    """Do the study and print its tables; the exit code."""
+Draw = Callable[[Study, Sequence[Result]], Sequence[Path]]
+
+
+def run_study(study: Study, flags: StudyFlags, draw: Draw | None = None) -> int:
+    """Do the study, print its tables and ``draw`` its pictures, which gives their files; the exit code."""
     check(study)
     worker_count(flags.jobs)
+    search = study.search()
     if flags.dry_run:
-        return plan.show([*study.trial_specs(), *study.specs()], flags.jobs, flags.json)
+        return plan.show([*(search.specs() if search else ()), *study.specs()], flags.jobs, flags.json)
     if any(finished(spec) is None for spec in study.specs()):
         study = replace(study, source=prepare(study.settings))
     rows = complete(study, flags.jobs)
-    if flags.json:
-        print(study.output.with_suffix(".json").read_text(encoding="utf-8").rstrip())
-    else:
-        print(tables(study, rows))
+    results = study.output.with_suffix(".json")
+    print(results.read_text(encoding="utf-8").rstrip() if flags.json else tables(rows, study.pairs(), study.metric))
+    written = [results, *(draw(study, rows) if draw else ())]
+    if not flags.json:
+        print(f"\nwritten: {', '.join([str(study.output), *(file.name for file in written)])}")
     report_failures(rows)
     return 0
 
@@ -279,57 +301,30 @@ def complete(study: Study, jobs: int) -> list[Result]:
         for row in known:
             ledger.add(row)
         rows = _run_rest(study, jobs, ledger, len(known))
-        if not records.holds(study.output, rows):
+        if not records.holds(study.output, rows, study.metric):
             ledger.write_results()
     return rows
 
 
 def _run_rest(study: Study, jobs: int, ledger: Ledger, known: int) -> list[Result]:
-    trials = study.trial_specs()
-    before = known + sum(finished(trial) is not None for trial in trials)
+    search = study.search()
+    trials, ended = (search.trials, search.ended()) if search else (0, 0)
 
     def keep(spec: Spec, row: Result) -> None:
         ledger.add(row)
         ledger.write_results()
         progress.done(spec, row)
 
-    with Progress(len(trials) + len(study.specs()), before) as progress:
-        if trials:
-            study = replace(study, tuned=_tuned_weights(study, jobs, progress))
-        return run_all(study.specs(), jobs, quiet=True, on_row=keep)
+    rows: dict[Path, Result] = {}
 
+    def do(specs: Sequence[Spec]) -> None:
+        done = run_all(specs, jobs, quiet=True, on_row=keep)
+        rows.update(zip([spec.folder for spec in specs], done, strict=True))
 
-def _tuned_weights(study: Study, jobs: int, progress: Progress) -> dict[str, float]:
-    config, terms = study.trial_specs()[0].config, task_terms(study.settings)
-    return find_weights(config, terms, study.folder / "tuned", study.trials, jobs, on_row=progress.done)
-
-
-def tables(study: Study, rows: Sequence[Result]) -> str:
-    """The study's means by mode and paired differences, as plain text."""
-    metric = metric_of(rows)
-    accuracy = metric == "test_accuracy"
-    title, unit, scale = ("accuracy (%)", "percentage points", 100.0) if accuracy else ("loss", "nats", 1.0)
-    lines = [f"{'mode':<18}{'n':>3}{'failed':>8}   test {title}, 95% interval"]
-    for mode, entry in summarise(rows, metric).items():
-        lines.append(f"{printable(mode):<18}{entry['n']:>3}{entry['failed']:>8}   {_mean(entry, scale)}")
-    lines += ["", f"difference in {unit}, paired by seed, 95% interval"]
-    pairs = compare(rows, study.pairs(), metric)
-    lines += [f"{item['a'] + ' - ' + item['b']:<36}{_difference(item)}" for item in pairs]
-    if len(study.seeds) < 5:
-        lines.append("\nWarning: fewer than five seeds prove nothing")
-    return "\n".join([*lines, f"\nwritten: {study.output} and {study.output.with_suffix('.json').name}"])
-
-
-def _mean(entry: Mapping[str, Any], scale: float) -> str:
-    if entry["mean"] is None:
-        return "none finished"
-    ends = entry["interval95"]
-    return f"{scale * entry['mean']:.2f}" + (f"  [{scale * ends[0]:.2f}, {scale * ends[1]:.2f}]" if ends else "")
-
-
-def _difference(item: Mapping[str, Any]) -> str:
-    if item["difference"] is None:
-        return "no seed finished in both"
-    ends, p = item["interval95"], item["p"]
-    interval = f"  [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else ""
-    return f"{item['difference']:+.2f}{interval}" + (f"  p {p:.3g}" if p is not None else "")
+    with Progress(trials + len(study.specs()), ended + known) as progress:
+        # What waits for no search goes first: an arm that cannot run is met before hours of searching.
+        do([spec for spec in study.specs() if spec.settled])
+        if search is not None:
+            study = replace(study, tuned=search.run(jobs, on_row=progress.done))
+            do([spec for spec in study.specs() if spec.folder not in rows])
+    return [rows[spec.folder] for spec in study.specs()]

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import tyro
 
+from adaptive_loss.trainer.arms import mode_name
 from adaptive_loss.trainer.single import SingleFlags, run_single
-from adaptive_loss.trainer.study import mode_name
 from adaptive_loss.utils.commands import command, parse
 
 

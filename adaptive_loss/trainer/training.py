@@ -15,6 +15,7 @@ from adaptive_loss.checkpoint import Stateful, gather, restore
 from adaptive_loss.data.base import Batches, Dataset
 from adaptive_loss.data.points import PointDataset
 from adaptive_loss.errors import UsageError
+from adaptive_loss.guards import Guards
 from adaptive_loss.loss_executor import LossExecutor, StepRecord
 from adaptive_loss.losses import LossTerms
 from adaptive_loss.modes import modes
@@ -141,13 +142,16 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
     modulators = mode.modulators()
+    # In a game a loss jumps because the other side has moved; to refuse the step would leave the loser behind for good.
+    guards = Guards(spikes=not kind.opponents)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
         targets=targets,
-        weighting=config.weighting,
+        weighting=task.weighting(),
         modulators=modulators,
         probe=task.probe if modulators else None,
+        guards=guards,
         total_steps=total,
         seed=config.seed,
     )
@@ -155,20 +159,26 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         opponent.name: _learner(
             task,
             task.opponent(opponent.name),
-            LossExecutor({name: weights[name] for name in opponent.terms}, base=opponent.terms[0], total_steps=total),
+            LossExecutor(
+                {name: weights[name] for name in opponent.terms},
+                base=opponent.terms[0],
+                guards=guards,
+                total_steps=total,
+            ),
             total,
         )
         for opponent in kind.opponents
     }
     learner = _learner(task, task.model, executor, total)
-    return Training(task, learner, opponents, batches, _autocast(config.precision, device))
+    return Training(task, learner, opponents, batches, _autocast(kind, config.precision, device))
 
 
 def _start(config: RunConfig, kind: type[Task], mode: Mode) -> tuple[dict[str, float], dict[str, float]]:
     """The start weight of every term, and the target of every term that is held at one."""
     weights = start_weights(config, kind.all_terms())
-    if kind.base is not None and weights[kind.base] == 0:
-        raise UsageError(f"--weights {kind.base}=0: {kind.base} is the base term; give it a weight above 0")
+    for base in kind.bases():
+        if weights[base] == 0:
+            raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
     targets = held_targets(config, {name: weights[name] for name in kind.terms}, kind.base)
     if not mode.base_only:
         return weights, targets
@@ -189,9 +199,9 @@ def shares(losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[st
     return {name: value / whole if whole > 0 else 0.0 for name, value in mass.items()}
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 autocast where it was asked for, or by itself where the processor computes in bf16."""
-    wanted = precision == "bf16" or (precision == "auto" and has_bf16(device))
+def _autocast(kind: type[Task], precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast where it was asked for, or by itself where the processor computes in bf16 and the task bears it."""
+    wanted = precision == "bf16" or (precision == "auto" and "bf16" in kind.precisions and has_bf16(device))
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 

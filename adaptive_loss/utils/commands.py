@@ -20,7 +20,7 @@ from adaptive_loss.trainer.simple_ablation_analysis import printable
 
 T = TypeVar("T")
 
-PLUGINS = ("task", "dataset", "weighting", "mode", "modes", "ablation_mode")
+PLUGINS = ("task", "dataset", "weighting", "weightings", "mode", "modes", "ablation_mode")
 """Flags that take the name of a plug-in, or ``package.module:Name``."""
 
 
@@ -30,8 +30,8 @@ class Main(Protocol):
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
-EXTRAS = {"joblib": "study", "scipy": "study", "tensorboard": "tensorboard", "matplotlib": "report", "jinja2": "report",
-          "gymnasium": "rl", "stable_baselines3": "rl", "cma": "meta",
+EXTRAS = {"joblib": "study", "optuna": "study", "scipy": "study", "tensorboard": "tensorboard", "matplotlib": "report",
+          "jinja2": "report", "gymnasium": "rl", "stable_baselines3": "rl", "cma": "meta",
           "torchjd": "torchjd"}  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from adaptive_loss.errors import UsageError
 
 # Where the data lies, what computes and how a run is kept do not change what it is, so they may differ on resume.
-NOT_IDENTITY = ("data_dir", "device", "threads", "save_every", "resume", "preempt_file")
+NOT_IDENTITY = ("data_dir", "device", "threads", "save_every", "pictures_every", "resume", "preempt_file")
 # Fields that name a plug-in; written with hyphens they mean the same, so they are the same run.
 NAMES = ("task", "dataset", "model", "objective", "weighting", "mode")
 LARGEST_SEED = 2**64 - 1  # what torch's generators take
@@ -59,6 +59,8 @@ class Settings:
     """CPU threads a run; 0 is one a core."""
     save_every: str = "30s"
     """How often an unfinished run is saved: steps (200) or seconds (30s)."""
+    pictures_every: int = 0
+    """Steps from one set of pictures to the next, for tasks that have some; 0 is at the end only."""
     resume: bool = True
     """Go on where an unfinished run was saved; --no-resume begins it anew."""
     preempt_file: Path | None = None
@@ -93,6 +95,8 @@ def validate(config: RunConfig) -> None:
     for name in ("epochs", "batch_size"):
         _check_positive(name, getattr(config, name), "a whole number of at least 1")
     _check_positive("lr", config.lr, "a finite number above 0, such as 1e-3")
+    if config.pictures_every < 0:
+        raise UsageError(f"--pictures-every is {config.pictures_every}; give a number of steps, or 0 for the end only")
     if config.subset is not None:
         _check_positive("subset", config.subset, "a whole number of at least 1")
     for name, most in (("threads", MOST_THREADS), ("seed", LARGEST_SEED), ("data_seed", LARGEST_SEED)):

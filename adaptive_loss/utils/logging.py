@@ -16,14 +16,20 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.records import csv_cell, csv_line, json_dump, write_atomic
 from adaptive_loss.trainer.simple_ablation_analysis import printable
+from adaptive_loss.utils.pictures import png
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 INTERVAL_S = 10.0
 SCALARS = "tb/scalars.jsonl"
+PICTURES = "pictures"
 
 
 class RunLogger:
@@ -58,6 +64,7 @@ class RunLogger:
     ) -> None:
         self.folder = Path(folder)
         self._tensorboard = tensorboard
+        self._pictures = True
         self._last_curve = -1
         self._synced: dict[str, int] = {}
         self._purge_step: int | None = None
@@ -98,13 +105,27 @@ class RunLogger:
         """Append the finite ones of ``values`` at ``step`` to ``tb/scalars.jsonl``, and show them in TensorBoard."""
         finite = {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
         self._append(self._scalars, json_dump({"step": step, "values": finite}, indent=None))
-        if self._writer is None and self._tensorboard:
-            self._writer = self._open_tensorboard()
-            self._tensorboard = self._writer is not None
         self._last_curve = step
-        if self._writer is not None:
+        if self._open():
             for tag, value in finite.items():
                 self._writer.add_scalar(tag, value, step)
+
+    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Write ``image``, [H, W, 3], to ``pictures/<name>_<step>.png``, and show it in TensorBoard.
+
+        If matplotlib is not installed, one line says how to get it.
+        """
+        try:
+            content = png(image)
+        except ImportError:
+            if self._pictures:
+                print("no pictures; to have them: pip install 'adaptive-loss[report]'", file=sys.stderr)
+            self._pictures = False
+            return
+        write_atomic(self.folder / PICTURES / f"{name}_{step:06d}.png", content)
+        if self._open():
+            self._writer.add_image(name, image, step, dataformats="HWC")
+        self._last_curve = max(self._last_curve, step)
 
     def state_dict(self) -> dict[str, int]:
         """How far each file has come, all of it forced to disk: a run that goes on from here drops what came later."""
@@ -172,6 +193,13 @@ class RunLogger:
             return None
         with path.open(encoding="utf-8", newline="") as file:
             return next(csv.reader(file), None)
+
+    def _open(self) -> bool:
+        """Whether there is TensorBoard to write to."""
+        if self._writer is None and self._tensorboard:
+            self._writer = self._open_tensorboard()
+            self._tensorboard = self._writer is not None
+        return self._writer is not None
 
     def _open_tensorboard(self) -> Any:
         try:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from adaptive_loss.weighting import weightings
-from adaptive_loss.weighting.noise_levels import NoiseLevels, debiased
+from adaptive_loss.weighting.noise_levels import NoiseLevels, Prediction, checked, debiased
 
 
 @weightings.register("debiased")
 class Debiased(NoiseLevels):
-    """Weighs K noise levels by SNR^−½, for a model that predicts ε.
+    """Weighs K noise levels by SNR^−½ (a model of ε), times SNR (of x₀) or times SNR/(SNR + 1) (of v).
 
     An error of ε grows by SNR^−½ into an error of the picture, which the constant weight neglects at high noise.
 
@@ -26,6 +26,7 @@ class Debiased(NoiseLevels):
         n_terms: K.
         levels: K signal-to-noise ratios, one a term.
         floor: least SNR.
+        prediction: "epsilon", "x0" or "v".
 
     Example:
         >>> import torch
@@ -37,12 +38,19 @@ class Debiased(NoiseLevels):
         2.5
     """
 
-    def __init__(self, n_terms: int, levels: Sequence[float] | Tensor | None = None, floor: float = 1e-6) -> None:
+    def __init__(
+        self,
+        n_terms: int,
+        levels: Sequence[float] | Tensor | None = None,
+        floor: float = 1e-6,
+        prediction: Prediction = "epsilon",
+    ) -> None:
         super().__init__(n_terms, levels)
         if not floor > 0:
             raise ValueError(f"Debiased's floor is {floor}: give a positive SNR")
         self.floor = floor
+        self.prediction: Prediction = checked(prediction)
 
     def weigh(self, levels: Tensor) -> Tensor:
         """SNR^−½."""
-        return debiased(levels, self.floor)
+        return debiased(levels, self.floor, self.prediction)

@@ -37,6 +37,7 @@ class EDM(NoiseLevels):
         13.0
     """
 
+    needs = ("noise levels",)
     unit = "standard deviation σ"
 
     def __init__(self, n_terms: int, levels: Sequence[float] | Tensor | None = None, sigma_data: float = 0.5) -> None:

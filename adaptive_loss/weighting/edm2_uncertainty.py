@@ -89,6 +89,7 @@ class EDM2Uncertainty(NoiseLevels):
         (13.0, [(128,)])
     """
 
+    needs = ("noise levels",)
     unit = "standard deviation σ"
 
     def __init__(

@@ -38,28 +38,46 @@ def min_snr(snr: Tensor, gamma: float = 5.0, prediction: Prediction = "epsilon")
     return torch.where(snr > 0, clipped / snr, 1.0)
 
 
-def p2(snr: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
+def p2(snr: Tensor, k: float = 1.0, gamma: float = 1.0, prediction: Prediction = "epsilon") -> Tensor:
     """P2: (k + SNR)^−γ on the squared error of ε (Choi et al. 2022); γ is ½ or 1 in the paper.
+
+    Args:
+        snr: signal-to-noise ratios, at least 0.
+        k, gamma: k > 0 and γ.
+        prediction: what the model predicts, whose squared error is weighed.
 
     Example:
         >>> p2(torch.tensor([0.0, 3.0]), gamma=0.5)
         tensor([1.0000, 0.5000])
     """
-    return (k + snr) ** -gamma
+    return of_epsilon((k + snr) ** -gamma, snr, prediction)
 
 
-def debiased(snr: Tensor, floor: float = 1e-6) -> Tensor:
+def debiased(snr: Tensor, floor: float = 1e-6, prediction: Prediction = "epsilon") -> Tensor:
     """Debiased estimation: SNR^−½ on the squared error of ε (Yu et al. 2023).
 
     Args:
         snr: signal-to-noise ratios.
         floor: least SNR; pure noise (SNR 0) has no finite weight in the paper.
+        prediction: what the model predicts, whose squared error is weighed.
 
     Example:
         >>> debiased(torch.tensor([0.25, 4.0]))
         tensor([2.0000, 0.5000])
     """
-    return snr.clamp_min(floor) ** -0.5
+    return of_epsilon(snr.clamp_min(floor) ** -0.5, snr, prediction)
+
+
+def of_epsilon(weights: Tensor, snr: Tensor, prediction: Prediction) -> Tensor:
+    """What a weight on the squared error of ε is on that of ``prediction``: ‖Δε‖² = SNR·‖Δx₀‖² = SNR/(SNR + 1)·‖Δv‖².
+
+    Example:
+        >>> of_epsilon(torch.ones(2), torch.tensor([0.25, 4.0]), "x0")
+        tensor([0.2500, 4.0000])
+    """
+    if prediction == "x0":
+        return weights * snr
+    return weights * snr / (snr + 1) if prediction == "v" else weights
 
 
 def edm(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -89,7 +107,7 @@ class NoiseLevels(Weighting):
     """
 
     family = "noise levels"
-    needs = ("noise levels",)
+    needs = ("signal-to-noise ratios",)
     unit: ClassVar[str] = "SNR"
     levels: Tensor
 

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from adaptive_loss.weighting import weightings
-from adaptive_loss.weighting.noise_levels import NoiseLevels, p2
+from adaptive_loss.weighting.noise_levels import NoiseLevels, Prediction, checked, p2
 
 
 @weightings.register("p2")
 class P2(NoiseLevels):
-    """Weighs K noise levels by (k + SNR)^−γ, for a model that predicts ε.
+    """Weighs K noise levels by (k + SNR)^−γ (a model of ε), times SNR (of x₀) or times SNR/(SNR + 1) (of v).
 
     Levels where only imperceptible detail is left weigh little.
 
     Reference: Choi et al., "Perception Prioritized Training of Diffusion Models", CVPR 2022.
 
-    Choose it when a diffusion model of ε spends itself on detail nobody sees. For a loss a sample, multiply by
+    Choose it when a diffusion model spends itself on detail nobody sees. For a loss a sample, multiply by
     :func:`~adaptive_loss.weighting.noise_levels.p2`. Metrics it logs: the weights. Deviations: one level stands for
     its whole bucket.
 
@@ -26,6 +26,7 @@ class P2(NoiseLevels):
         n_terms: K.
         levels: K signal-to-noise ratios, one a term.
         k, gamma: k > 0 and γ, 1 and 1 by default (the paper also takes γ = ½).
+        prediction: "epsilon", "x0" or "v".
 
     Example:
         >>> import torch
@@ -38,13 +39,19 @@ class P2(NoiseLevels):
     """
 
     def __init__(
-        self, n_terms: int, levels: Sequence[float] | Tensor | None = None, k: float = 1.0, gamma: float = 1.0
+        self,
+        n_terms: int,
+        levels: Sequence[float] | Tensor | None = None,
+        k: float = 1.0,
+        gamma: float = 1.0,
+        prediction: Prediction = "epsilon",
     ) -> None:
         super().__init__(n_terms, levels)
         if not (k > 0 and gamma >= 0):
             raise ValueError(f"P2 got k {k} and gamma {gamma}: give k > 0 and gamma of at least 0")
         self.k, self.gamma = k, gamma
+        self.prediction: Prediction = checked(prediction)
 
     def weigh(self, levels: Tensor) -> Tensor:
         """P2."""
-        return p2(levels, self.k, self.gamma)
+        return p2(levels, self.k, self.gamma, self.prediction)

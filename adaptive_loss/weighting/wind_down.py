@@ -60,7 +60,7 @@ class WindDown(Weighting):
     """
 
     family = "switch"
-    needs = ("a term",)
+    needs = ("a term", "a sign")
     factor: Tensor
     cosine: Tensor
     counts: Tensor

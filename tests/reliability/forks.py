@@ -13,6 +13,7 @@ from pathlib import Path
 
 def start(work: Callable[[], int | None], log: Path) -> int:
     """Do ``work`` in a child, whose exit code it gives (None is 0) and whose output goes to ``log``; the child's id."""
+    log.touch()  # a child may be killed before it can open it
     gc.freeze()  # what is imported is not searched for garbage again and again in the children
     pid = os.fork()
     if pid:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,8 @@ from pathlib import Path
 
 def main(module: str, file: str, divisor: str) -> None:
     """Call the module's ``torture()`` and write what it gave back as JSON."""
+    # A shell makes what it starts in the background deaf to SIGINT, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torture = importlib.import_module(module).torture
     result = torture(**divided(torture, int(divisor)))
     rows = result if isinstance(result, list) else [result]

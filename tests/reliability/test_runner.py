@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.reliability import __main__ as runner
+from tests.reliability import forks
 from tests.reliability.one import divided
 from tests.reliability.rows import Row
 
@@ -44,6 +47,23 @@ def test_what_dies_or_hangs_is_a_failed_row(modules: Path) -> None:
     assert (row.failures, row.note) == (1, "exit code 1: ValueError: no luck")
     (row,) = runner.run("hangs", limit_s=1)
     assert (row.failures, row.note) == (1, "not done within 1 s")
+
+
+def test_a_module_hears_ctrl_c_though_its_shell_made_it_deaf(modules: Path) -> None:
+    (modules / "hears.py").write_text(
+        HEAD + "import signal; return Row('x', 1, int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN))"
+    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert runner.run("hears") == [Row("x", 1, 0)]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_child_has_a_log_before_it_can_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fork", lambda: 1)
+    forks.start(lambda: None, tmp_path / "said.txt")
+    assert (tmp_path / "said.txt").exists()
 
 
 def test_quick_divides_and_leaves_one(modules: Path) -> None:
