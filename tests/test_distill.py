@@ -18,6 +18,7 @@ from adaptive_loss.data import digits as digits_module
 from adaptive_loss.data.base import Dataset
 from adaptive_loss.errors import Stopped
 from adaptive_loss.models.feature_cnn import FeatureCNN
+from adaptive_loss.probes import held_out
 from adaptive_loss.tasks import distill
 from adaptive_loss.tasks.distill import Distill, Size, divergence, soft_target_divergence
 from adaptive_loss.trainer import loop
@@ -137,7 +138,8 @@ def test_terms_left_out_change_no_other_term_and_cost_no_teacher() -> None:
 
 def test_the_probe_is_cross_entropy_on_the_probe_split_and_reaches_the_student() -> None:
     task = build()
-    images, labels = task.probe.data
+    assert isinstance(task.probe, held_out)
+    images, labels = list(task.probe.data)
     assert images is task.splits["probe"].images and labels is task.splits["probe"].labels
     torch.testing.assert_close(task._objective(images, labels), F.cross_entropy(task.network(images / 255), labels))
     task.probe().backward()

@@ -16,6 +16,7 @@ from adaptive_loss.checkpoint import load_file
 from adaptive_loss.data import digits as digits_module
 from adaptive_loss.data.base import Dataset
 from adaptive_loss.errors import Stopped, UsageError
+from adaptive_loss.probes import held_out
 from adaptive_loss.tasks.multitask import MultiTask, overlay, shift_of, squared_error
 from adaptive_loss.trainer import loop, study
 from adaptive_loss.trainer.arms import mode_arm
@@ -111,7 +112,8 @@ def test_pairs_are_fixed_by_the_data_s_seed_and_drawn_anew_in_training() -> None
 
 def test_the_probe_is_the_mean_cross_entropy_of_both_heads_on_probe_pairs() -> None:
     task = build()
-    images, left, right = task.probe.data
+    assert isinstance(task.probe, held_out)
+    images, left, right = list(task.probe.data)
     assert images is task.pairs["probe"].images and len(images) == 150
     whole = task._objective(images, left, right)
     features = task.network(images.float() / 255)
