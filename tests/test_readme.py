@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_loss import probes
+from adaptive_loss.tasks import tasks
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 PAGES = sorted([*README.parent.glob("*.md"), *README.parent.glob("docs/**/*.md")])
@@ -104,6 +105,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         file = page.parent / name if name else page
         assert file.exists(), target
         assert not heading or heading in headings(file), target
+
+
+def test_every_task_is_named() -> None:
+    (row,) = re.findall(r"`adaptive-loss train ([^`]+)`", README.read_text(encoding="utf-8"))
+    assert sorted(row.split(r"\|")) == tasks.names()
 
 
 def headings(page: Path) -> list[str]:
