@@ -192,8 +192,8 @@ def test_a_term_given_twice() -> None:
         parse_numbers(["ce=1", "ce=2"])
 
 
-@pytest.mark.parametrize("flag", ["--weights", "--seeds", "--config"])
-def test_what_is_given_twice_is_not_dropped(flag: str) -> None:
+@pytest.mark.parametrize("flag", ["--weights", "--targets"])
+def test_what_is_given_twice_for_several_terms_is_not_dropped(flag: str) -> None:
     with pytest.raises(UsageError, match=f"{flag} is given twice"):
         flags(flag, "ce=1", f"{flag}=kd=2")
 

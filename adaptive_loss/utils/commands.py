@@ -23,8 +23,9 @@ T = TypeVar("T")
 PLUGINS = ("task", "dataset", "weighting", "weightings", "mode", "modes", "ablation_mode")
 """Flags that take the name of a plug-in, or ``package.module:Name``."""
 
-LISTS = ("--weights", "--targets", "--seeds", "--modes", "--config")
-"""Flags that are given once, with all their values: of two, one would be dropped without a word."""
+ONCE = ("--weights", "--targets")
+"""Flags that hold something for each of several terms, so that a second one looks as if it added to the first; of any
+other flag the last one counts, so that a script's can be overridden."""
 
 
 class Main(Protocol):
@@ -135,9 +136,9 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, description: str)
 
 
 def _check_given_once(typed: Sequence[str]) -> None:
-    for flag in LISTS:
+    for flag in ONCE:
         if sum(_is(word, flag) for word in typed) > 1:
-            raise UsageError(f"{flag} is given twice; give it once, with all that it is to hold")
+            raise UsageError(f"{flag} is given twice; give every TERM=NUMBER after one")
 
 
 def command_line(prog: str, argv: Sequence[str] | None) -> tuple[str, ...]:
