@@ -56,7 +56,8 @@ def test_a_rule_with_a_law_holds_the_term_and_any_other_gets_the_set_point() -> 
 
 
 def test_the_base_alone_has_nothing_to_hold() -> None:
-    assert not prepare(replace(CONFIG, mode="base_only"), load()).executor.terms.targets
+    alone = prepare(replace(CONFIG, mode="base_only", weighting="pi"), load()).executor
+    assert not alone.terms.targets and alone.weighting.name == "fixed"
 
 
 @pytest.mark.parametrize("rule", ["pi", "geco", "adaptive_kl", "free_bits"])

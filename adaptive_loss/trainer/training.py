@@ -26,6 +26,7 @@ from adaptive_loss.tasks.base import Task
 from adaptive_loss.utils.config import RunConfig, held_targets, resolve_device, start_weights, to_json
 from adaptive_loss.utils.logging import RunLogger
 from adaptive_loss.utils.performance import Timer
+from adaptive_loss.weighting.fixed import Fixed
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         {name: weights[name] for name in kind.terms},
         base=kind.base,
         targets=targets,
-        weighting=task.weighting(),
+        weighting=Fixed(len(kind.terms)) if mode.base_only else task.weighting(),  # a rule has nothing to weigh there
         modulators=modulators,
         probe=task.probe if modulators else None,
         guards=guards,
