@@ -85,7 +85,8 @@ class Weigher:
         return told + self._saturated(window, step)
 
     def _told(self, guard: str, before: Tensor, after: Tensor, window: Window, step: int) -> list[Event]:
-        if not self.held and torch.equal(before, after):
+        if torch.equal(before, after):
+            self._let_go(guard, torch.ones_like(self.free))
             return []
         events, changed = [], (before - after).abs() > 1e-9 * before.abs()
         self._let_go(guard, ~changed)
@@ -114,9 +115,11 @@ class Weigher:
 
     def _let_go(self, guard: str, free: Tensor) -> None:
         """Forget that a guard held the terms that are ``free``, [K] bool."""
-        is_free = free.tolist()
-        for key in [key for key in self.held if key[0] == guard and is_free[self.terms.places[key[1]]]]:
-            del self.held[key]
+        held = [key for key in self.held if key[0] == guard]
+        is_free = free.tolist() if held else []
+        for key in held:
+            if is_free[self.terms.places[key[1]]]:
+                del self.held[key]
 
     def _alarm(self, i: int, window: Window, step: int) -> Event:
         assert window.weights is not None
