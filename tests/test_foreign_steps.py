@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from adaptive_loss import LossExecutor, MetaController
+from adaptive_loss.foreign_steps import _watching, watch_steps
 from adaptive_loss.meta_controller import RULE
 
 
@@ -126,9 +127,36 @@ def test_the_look_ahead_of_such_a_step_uses_the_optimizers_metric() -> None:
 
 
 def test_an_executor_that_is_gone_is_not_called_any_more() -> None:
-    before = len(_global_optimizer_post_hooks)
-    executor = LossExecutor({"a": 1.0})
-    assert len(_global_optimizer_post_hooks) == before + 1
-    del executor
     gc.collect()
-    assert len(_global_optimizer_post_hooks) <= before
+    before = len(_watching)
+    executor = LossExecutor({"a": 1.0})
+    hooks = len(_global_optimizer_post_hooks)
+    assert len(_watching) == before + 1
+    others = [LossExecutor({"a": 1.0}) for _ in range(3)]
+    assert len(_global_optimizer_post_hooks) == hooks
+    del executor, others
+    gc.collect()
+    assert len(_watching) <= before
+
+
+def test_an_owner_may_die_while_others_are_told() -> None:
+    """PyTorch walked through a hook an owner; the garbage collector took one away, and the user's step failed."""
+
+    class Owner:
+        """Somebody who watches, and can only be found dead by the garbage collector."""
+
+        def __init__(self) -> None:
+            self.me = self
+
+    p = parameter()
+    optimizer, told = SGD([p], lr=0.1), []
+    first = Owner()
+    watch_steps(first, lambda owner, optimizer: told.append(gc.collect()))
+    gc.disable()
+    try:
+        watch_steps(Owner(), lambda owner, optimizer: None)
+        p.grad = torch.ones(3)
+        optimizer.step()
+    finally:
+        gc.enable()
+    assert len(told) == 1
