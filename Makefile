@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/adaptive-loss demo
 
 test: $(STAMP)
-	$(RUN) pytest -n 2 -q
+	$(RUN) pytest -n 2 --dist worksteal -q
 
 # At most an hour on two cores; docs/reliability.md is written by `python -m tests.reliability --write`.
 torture: $(STAMP)

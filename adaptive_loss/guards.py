@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ROUNDING = 1 - 1e-12
 REACH = math.log(1e4)
 """Bound of the log-weight's distance from its start, in nats: a start weight may be wrong by 10^±4."""
 
@@ -73,11 +74,15 @@ class Guards:
 
 def first_non_finite(values: Tensor, present: Tensor) -> int | None:
     """Index of the first present term whose value is NaN or infinite, else None. Both arguments are [K]."""
-    return _first(present & ~torch.isfinite(values))
+    # Whatever is not finite shows in the sum; an absent term, or one too large a sum, only costs the longer look.
+    return None if math.isfinite(values.sum()) else _first(present & ~torch.isfinite(values))
 
 
 def first_bad_weight(weights: Tensor, present: Tensor) -> int | None:
     """Index of the first present term whose weight is negative, NaN or infinite, else None. Both arguments are [K]."""
+    least, greatest = _extremes(weights)
+    if least >= 0 and greatest < math.inf:
+        return None
     return _first(present & ~((weights >= 0) & torch.isfinite(weights)))
 
 
@@ -85,9 +90,18 @@ def _first(bad: Tensor) -> int | None:
     return int(bad.int().argmax()) if bad.any() else None
 
 
+def _extremes(values: Tensor) -> tuple[float, float]:
+    """The least and the greatest entry, NaN where any is; cheap enough to ask before every closer look."""
+    least, greatest = torch.aminmax(values)
+    return least.item(), greatest.item()
+
+
 def limit_rate(weights: Tensor, last: Tensor, rate: float) -> Tensor:
     """Hold each log-weight within ``rate`` nats of the last one; a weight that is or was 0 is left alone. All [K]."""
     factor = math.exp(min(rate, 700.0))
+    least, greatest = _extremes(weights / last)
+    if 1 / factor < least * _ROUNDING and greatest < factor * _ROUNDING:
+        return weights
     return torch.where((weights > 0) & (last > 0), weights.clamp(last / factor, last * factor), weights)
 
 
@@ -103,11 +117,11 @@ def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, c
         capped: [K] bool, the terms the cap applies to.
         cap: greatest share in (0, 1].
     """
+    mass = (weights * values).abs()
+    if not (capped & (mass > cap * mass.nansum())).any() or int((~torch.isnan(values) & (start > 0)).sum()) < 2:
+        return weights
     size = values.abs().nan_to_num(0.0)
     mass, floor = weights * size, start * size
-    alone = int((~torch.isnan(values) & (start > 0)).sum()) < 2
-    if alone or not (capped & (mass > cap * mass.sum())).any():
-        return weights
     held = torch.zeros_like(capped)
     for _ in range(len(weights) + 1):
         count = int(held.sum())
@@ -129,6 +143,9 @@ def cap_shares(weights: Tensor, start: Tensor, values: Tensor, capped: Tensor, c
 
 def bound_weights(weights: Tensor, start: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Clamp every weight to ``bounds``, widened to its start weight; 0 (a term is off, or waits) stays 0. All [K]."""
+    least, greatest = _extremes(weights)
+    if bounds[0] <= least and greatest <= bounds[1] and start.all():
+        return weights
     low, high = start.clamp(max=bounds[0]), start.clamp(min=bounds[1])
     return torch.where((start > 0) & (weights > 0), weights.clamp(low, high), 0.0)
 

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -237,19 +236,19 @@ class LossExecutor(nn.Module):
         given, batch = batch, self._gate.sift(batch, window)
         if self._optimizer is None:
             window.leaves |= {id(leaf) for loss in batch.roots for leaf in leaves(loss)}
-        context = replace(
-            self._context(batch.present & self._active),
-            gradients=self._gradients(batch, tap),
-            first=window.weights is None,
+        context = self._context(
+            batch.present & self._active, gradients=self._gradients(batch, tap), first=window.weights is None
         )
         self._check_needs(context)
-        weights = self._agreed(self._gate.examine(batch) or self._weigher.weigh(batch, context, window))
+        weights = self._agreed(
+            self._gate.examine(batch, context.present) or self._weigher.weigh(batch, context, window)
+        )
         if isinstance(weights, Rejection):
             self._reject_batch(window, weights)
             return given.stand_in() if self.applies else given.total(self._start, self._active)
         self._weights = weights.detach()
         total = self._total(batch, weights, context)
-        window.add(batch, self._active)
+        window.add(batch, context.present)
         if self._gate.doubts_gradient:
             note_norms(window, batch.live(self._active), self._weights, group)
         if window.batches == 1:
@@ -389,7 +388,7 @@ class LossExecutor(nn.Module):
     # ---- one optimizer step -----------------------------------------------------------------------------------
 
     def _accept(self, window: Window, norm: float, clipped: bool, rate: float) -> StepRecord:
-        values, applied = torch.where(self._active, window.means(), torch.nan), self._applied
+        values, applied = window.means() * self.terms.unit, self._applied
         self._emit(self._weigher.clamps(window, self.signals.step + 1))
         self._emit(self._gate.admit(values, window, self.signals.step + 1))
         self.signals.update(values, gradient_norm=norm, clipped=clipped, learning_rate=rate)
@@ -399,8 +398,7 @@ class LossExecutor(nn.Module):
                 self._tell("no_reach", "the probe's gradient is 0: it must depend on the parameters that are trained")
         self.history.add(self.signals.step, self._weights if self.applies else self._start)
         context = self._context(window.present, looked=window.look is not None)
-        seen = torch.where(window.present, values * self._start, torch.nan)
-        self._emit(self.weighting.after_step(seen, context) or ())
+        self._emit(self.weighting.after_step(values * self._start, context) or ())
         for modulator in self.modulators:
             self._emit(modulator.after_step(context))
         self.rejected_in_row = 0
@@ -479,10 +477,17 @@ class LossExecutor(nn.Module):
     def _group(self) -> ranks.Group:
         return ranks.group_of(self.parallel)
 
-    def _context(self, present: Tensor, looked: bool = False) -> Context:
+    def _context(self, present: Tensor, **known: Any) -> Context:
         objective = None if self._objective is None else self._mean_objective
         return Context(
-            self.signals.step, present, self.signals, self._weights, self._start, looked, objective, group=self._group
+            step=self.signals.step,
+            present=present,
+            signals=self.signals,
+            weights=self._weights,
+            start=self._start,
+            objective=objective,
+            group=self._group,
+            **known,
         )
 
     def _mean_objective(self) -> float:

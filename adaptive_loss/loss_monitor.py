@@ -123,7 +123,7 @@ class LossMonitor(Modulator):
 
     def after_step(self, context: Context) -> list[Event]:
         """Decide, where it is time and there is a probe."""
-        if context.objective is None or context.step < self.next_decision or not self.moving:
+        if context.objective is None or context.step < self.next_decision or not self.moving or self._has_ended:
             return []
         length = context.step if self.total_steps is None else self.total_steps
         self.next_decision = context.step + max(self.config.every, length // self.config.decisions)
@@ -134,6 +134,11 @@ class LossMonitor(Modulator):
         if context.objective is None and "select_loss" in metrics and self.moving:
             return self._decide(context, float(metrics["select_loss"]))
         return []
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the last transition is stored; from then on it would only keep, and learn nothing from it."""
+        return self.objective is not None and self.before is None
 
     def _decide(self, context: Context, objective: float) -> list[Event]:
         if not math.isfinite(objective):

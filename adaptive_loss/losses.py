@@ -96,6 +96,11 @@ class Terms:
         return self.start_weights > 0
 
     @cached_property
+    def unit(self) -> Tensor:
+        """[K] float64: 1 for the terms that are on, NaN for the others, whose values then count as absent."""
+        return torch.where(self.active, 1.0, torch.nan).double()
+
+    @cached_property
     def movable(self) -> Tensor:
         """[K] bool: the auxiliaries that are on, whose weights monitor and controller may move."""
         held = [name == self.base or name in self.targets for name in self.names]
@@ -286,9 +291,9 @@ def _check_weights(weights: Mapping[str, float]) -> None:
 
 
 def _values(tensors: list[Tensor | None]) -> Tensor:
-    there = [tensor.detach() for tensor in tensors if tensor is not None]
+    there = [tensor for tensor in tensors if tensor is not None]
     if there[0].device.type == "cpu":
         values = iter([tensor.item() for tensor in there])
     else:
-        values = iter(torch.stack([tensor.to(torch.float64) for tensor in there]).cpu().tolist())
+        values = iter(torch.stack([tensor.detach().to(torch.float64) for tensor in there]).cpu().tolist())
     return torch.tensor([math.nan if t is None else next(values) for t in tensors], dtype=torch.float64)

@@ -55,10 +55,10 @@ class SpikeGate:
 
     def worst(self, values: Tensor, present: Tensor) -> int | None:
         """Index of a present term above its limit, the farthest one, else None. Both arguments are [K]."""
-        over = present & (values > self.limits)
-        if not over.any():
+        over = values > self.limits
+        if not (over.any() and (over & present).any()):
             return None
-        return int(torch.where(over, values / self.limits, -math.inf).argmax())
+        return int(torch.where(over & present, values / self.limits, -math.inf).argmax())
 
     def admit(self, values: Tensor, held: Tensor | None = None) -> None:
         """Take in an accepted step's values, [K], NaN where a term is absent.

@@ -103,7 +103,7 @@ class Window:
 
     Args:
         before: [K] the weights applied on the last accepted step, which a rejection goes back to.
-        total, count: [K] sums and numbers of the batches' losses, by term.
+        total, count: [K] sums and numbers of the batches' losses, by term; NaN and 0 where absent.
         present: [K] bool, the terms that were there and on in some batch.
         watched, ill: [K] bool, the terms in quarantine that were there, and those of them that were bad.
         norms: [K] weighted gradient norms, taken after a step whose gradient was bad; None elsewhere.
@@ -137,16 +137,19 @@ class Window:
     @classmethod
     def opened(cls, weights: Tensor) -> Window:
         """An empty window after a step that applied ``weights``, [K]."""
-        zeros, none = torch.zeros_like(weights), torch.zeros(len(weights), dtype=torch.bool)
-        return cls(weights, zeros, zeros, none, none, none)
+        none = torch.zeros(len(weights), dtype=torch.bool)
+        return cls(weights, torch.full_like(weights, math.nan), torch.zeros_like(weights), none, none, none)
 
-    def add(self, batch: StepLosses, active: Tensor) -> None:
-        """Take in one batch's losses; ``active`` is [K] bool, the terms that are on."""
+    def add(self, batch: StepLosses, present: Tensor) -> None:
+        """Take in one batch's losses; ``present`` is [K] bool, the terms that are there and on."""
         self.batches += 1
-        self.present = self.present | (batch.present & active)
-        self.total = self.total + torch.where(batch.present, batch.values, 0.0)
-        self.count = self.count + batch.present
+        if self.batches == 1:
+            self.present, self.total, self.count = present, batch.values, batch.present
+            return
+        self.present = self.present | present
+        self.total = torch.where(batch.present, torch.where(self.count > 0, self.total, 0.0) + batch.values, self.total)
+        self.count = self.count.to(batch.values.dtype) + batch.present
 
     def means(self) -> Tensor:
         """[K] mean losses, NaN where absent in all batches."""
-        return self.total / self.count
+        return self.total if self.batches <= 1 else self.total / self.count

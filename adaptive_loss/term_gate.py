@@ -52,9 +52,9 @@ class TermGate:
         window.ill = window.ill | (out & (spikes | ~torch.isfinite(batch.values)))
         return batch.without(out)
 
-    def examine(self, batch: StepLosses) -> Rejection | None:
-        """Why the batch cannot be used, or None."""
-        present, values = batch.present & self.terms.active, batch.values
+    def examine(self, batch: StepLosses, present: Tensor) -> Rejection | None:
+        """Why the batch cannot be used, or None; ``present`` is [K] bool, the terms that are there and on."""
+        values = batch.values
         bad = first_non_finite(values, present)
         if bad is not None:
             culprits = self._named(present & ~torch.isfinite(values))

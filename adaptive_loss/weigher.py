@@ -39,6 +39,8 @@ class Weigher:
         self.plain = isinstance(rule, Fixed) and not modulators
         self.free = terms.movable | torch.tensor([name in terms.targets for name in terms.names])
         self.held: dict[tuple[str, str], int] = {}
+        self._scale, self._zeros = terms.start_weights * terms.unit, torch.zeros_like(terms.start_weights)
+        self._off, self._all = ~terms.active, torch.ones_like(terms.active)
 
     def weigh(self, batch: StepLosses, context: Context, window: Window) -> Tensor | Rejection:
         """[K] guarded weights, differentiable where the rule learns them; or why they cannot be used.
@@ -48,10 +50,9 @@ class Weigher:
         start = self.terms.start_weights
         if self.plain:
             return start
-        scaled = torch.where(context.present, batch.values * start, torch.nan)
-        given = _checked_shape(self.rule(scaled, context), start)
+        given = _checked_shape(self.rule(batch.values * self._scale, context), start)
         ruled = self.rule.let_through(given.detach(), context) * start
-        raw = ruled * self._gain()
+        raw = ruled * self._gain() if self.modulators else ruled
         bad = first_bad_weight(raw, self.terms.active)
         if bad is not None:
             return Rejection(f"its weight came out as {float(raw[bad])}", self.terms.names[bad], "weight")
@@ -65,10 +66,8 @@ class Weigher:
         return applied + (given - given.detach()) * start if given.requires_grad else applied
 
     def _gain(self) -> Tensor:
-        gains = torch.zeros_like(self.terms.start_weights)
-        for modulator in self.modulators:
-            gains = gains + modulator.gains()
-        return torch.where(self.free, gains.clamp(-REACH, REACH), torch.zeros_like(gains)).exp()
+        gains = sum((modulator.gains() for modulator in self.modulators), self._zeros)
+        return torch.where(self.free, gains.clamp(-REACH, REACH), self._zeros).exp()
 
     def _guard(self, weights: Tensor, values: Tensor, context: Context, window: Window) -> None:
         terms = self.terms
@@ -77,7 +76,7 @@ class Weigher:
             window.stages.append((name, weights, after))
             weights = after
         # A rule knows nothing of an absent term: what it had last stands.
-        window.weights = torch.where(context.present | ~terms.active, weights, window.before)
+        window.weights = torch.where(context.present | self._off, weights, window.before)
 
     def clamps(self, window: Window, step: int) -> list[Event]:
         """What the guards began to hold on an accepted step, and what they have held for long; nothing in between."""
@@ -85,8 +84,8 @@ class Weigher:
         return told + self._saturated(window, step)
 
     def _told(self, guard: str, before: Tensor, after: Tensor, window: Window, step: int) -> list[Event]:
-        if torch.equal(before, after):
-            self._let_go(guard, torch.ones_like(self.free))
+        if after is before:
+            self._let_go(guard, self._all)
             return []
         events, changed = [], (before - after).abs() > 1e-9 * before.abs()
         self._let_go(guard, ~changed)

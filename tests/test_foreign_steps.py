@@ -146,7 +146,7 @@ def test_an_owner_may_die_while_others_are_told() -> None:
         """Somebody who watches, and can only be found dead by the garbage collector."""
 
         def __init__(self) -> None:
-            self.me = self
+            self.me: Owner | None = self
 
     p = parameter()
     optimizer, told = SGD([p], lr=0.1), []
@@ -159,4 +159,5 @@ def test_an_owner_may_die_while_others_are_told() -> None:
         optimizer.step()
     finally:
         gc.enable()
+        first.me = None  # it dies here: told of every later test's steps, it would collect at each of them
     assert len(told) == 1
