@@ -19,6 +19,7 @@ COMMANDS = {
     "ablate": ("adaptive_loss.trainer.run_ablation_study:main", "each component alone, both together, and controls"),
     "tune": ("adaptive_loss.trainer.tune_task:main", "search a task's best fixed weights: what `tuned` means"),
     "compare": ("adaptive_loss.trainer.compare:main", "rules, modes and tuned weights on a task, paired by seed"),
+    "arena": ("adaptive_loss.trainer.arena:main", "families × rules × starts: what each recovers of what tuning gains"),
     "analyze": ("adaptive_loss.trainer.simple_ablation_analysis:main", "what an ablation showed, paired by seed"),
     "rules": ("adaptive_loss.catalogue:main", "every weighting rule, what it needs, and its page"),
     "picture": ("adaptive_loss.picture:main", "what the weights and losses of one run did"),

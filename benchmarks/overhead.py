@@ -2,15 +2,15 @@
 
     python benchmarks/overhead.py [--steps 120] [--rule-steps 30] [--threads 1] [--json]
 
-Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. All arms take
-turns on one model in one process, as :mod:`benchmarks.clock` says; beside what an arm adds in the parts that differ
-stands what whole steps show, and the bare loop comes twice, so that its second line shows the noise. The full system's
-steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over a run is made up from the measured
-kinds and the number of each that such a run has. The gates are timed alone, every guard on, beside losses and gradients
-that cost nothing. A checkpoint is timed with all that a run of the full system carries, from the first call to the last
-fsync; the median of 20. Last, whole epochs of the `baseline` mode as the studies train it, progress and logs included,
-take turns with whole epochs of the bare loop; then comes every weighting rule beside the plain weighted sum, as
-:mod:`benchmarks.rules` says.
+Small CNN, 3×32×32 images (random pixels: time does not depend on them), batch 128, five terms, Adam. Each arm takes
+turns with the bare loop on one model in one process, as :mod:`benchmarks.clock` says; beside what an arm adds in the
+parts that differ stands what whole steps show, and the bare loop comes against itself, which shows the noise. The full
+system's steps are timed by kind (look-ahead, monitor decision, the rest), and its cost over a run is made up from the
+measured kinds and the number of each that such a run has. The gates are timed alone, every guard on, beside losses and
+gradients that cost nothing. A checkpoint is timed with all that a run of the full system carries, from the first call
+to the last fsync; the median of 20. Last, whole epochs of the `baseline` mode as the studies train it, progress and
+logs included, take turns with whole epochs of the bare loop; then comes every weighting rule beside the plain weighted
+sum, as :mod:`benchmarks.rules` says.
 """
 
 from __future__ import annotations
@@ -178,7 +178,8 @@ def run_overhead(laps: Sequence[Lap], bare: Sequence[Lap], steps: int) -> float:
     """Share by which a whole run of ``steps`` is slower, from the measured kinds of step and their numbers."""
     config = LossMonitor().config
     looks = 32
-    decisions = steps // max(config.every, steps // config.decisions)
+    # The last one ends the monitor's episode, where only keeping is left.
+    decisions = int((1 - config.quiet_end) * steps) // max(config.every, steps // config.decisions) + 1
     numbers = {"look-ahead": looks, "decision": decisions, "plain": steps - looks - decisions}
     return sum(number * extra(of_kind(laps, kind), bare) for kind, number in numbers.items()) / steps
 
@@ -235,22 +236,34 @@ def _bare_epoch(training: Training) -> None:
 
 
 def step_overheads(steps: int) -> dict[str, float]:
-    """What each arm adds to a bare step, as a share of it."""
+    """What each arm adds to a bare step, as a share of it; each takes turns with the bare loop alone.
+
+    A step of one executor after those of several others would find caches colder than they ever are in a run.
+    """
     task = build_task()
-    rules = {rule: executor_arm(task, full=False, weighting=rule) for rule in RULES}
-    arms = {"bare": bare_arm(task), "bare again": bare_arm(task), "full": executor_arm(task, full=True), **rules}
-    laps = take_turns({**arms, "gates": gates_arm(task)}, WARM_UP + steps)
-    bare, full = laps["bare"][WARM_UP:], laps["full"]
+
+    def beside_bare(arm: Step) -> tuple[list[Lap], list[Lap]]:
+        laps = take_turns({"bare": bare_arm(task), "arm": arm}, WARM_UP + steps)
+        return laps["arm"], laps["bare"][WARM_UP:]
+
+    again, bare = beside_bare(bare_arm(task))
     bare_ms = 1000 * statistics.median(lap.whole for lap in bare)
-    found = {"bare_ms": bare_ms}
-    for name in ("bare again", *RULES):
-        found[f"{name}_overhead"] = extra(laps[name][WARM_UP:], bare)
-        found[f"{name}_whole_step"] = extra_whole(laps[name][WARM_UP:], bare)
-    found["gates_overhead"] = 1000 * statistics.median(lap.part for lap in laps["gates"][WARM_UP:]) / bare_ms
+    found = {"bare_ms": bare_ms, **_overheads("bare again", again, bare)}
+    for rule in RULES:
+        found |= _overheads(rule, *beside_bare(executor_arm(task, full=False, weighting=rule)))
+    gates, bare = beside_bare(gates_arm(task))
+    alone = [lap.part for lap in gates[WARM_UP:]]
+    found["gates_overhead"] = statistics.median(alone) / statistics.median(lap.whole for lap in bare)
+    full, bare = beside_bare(executor_arm(task, full=True))
     found["full_between_overhead"] = extra(of_kind(full, "plain"), bare)
     found["look_ahead_steps"] = 1 + extra(of_kind(full, "look-ahead"), bare)
     found["decision_steps"] = 1 + extra(of_kind(full, "decision"), bare)
     return found | {f"full_{n}_overhead": run_overhead(full, bare, n) for n in (1_000, 10_000)}
+
+
+def _overheads(name: str, laps: Sequence[Lap], bare: Sequence[Lap]) -> dict[str, float]:
+    laps = laps[WARM_UP:]
+    return {f"{name}_overhead": extra(laps, bare), f"{name}_whole_step": extra_whole(laps, bare)}
 
 
 def measure(flags: Flags) -> dict[str, float]:
