@@ -4,13 +4,21 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo test torture lint types audit bench
+.PHONY: demo test coverage torture lint types audit bench
 
 demo: $(STAMP)
 	$(BIN)/adaptive-loss demo
 
 test: $(STAMP)
 	$(RUN) pytest -n 2 --dist worksteal -q
+
+# Branches too, of all that the tests start; the executor's must be whole.
+coverage: $(STAMP)
+	rm -f .coverage .coverage.*
+	$(RUN) coverage run -m pytest -n 2 --dist worksteal -q
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=90 --format=total
+	$(BIN)/coverage report --fail-under=100 --show-missing --include='adaptive_loss/loss_executor.py'
 
 # At most an hour on two cores; docs/reliability.md is written by `python -m tests.reliability --write`.
 torture: $(STAMP)

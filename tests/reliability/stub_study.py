@@ -59,6 +59,7 @@ def ablate(folder: Path, seeds: tuple[int, ...] = (1, 2), modes: tuple[str, ...]
 
 def forked(work: Callable[[], int], said: Path) -> int:
     """Start ``work`` in a forked process whose output is added to the file ``said``; its process number."""
+    said.touch()  # one that is killed at once has not made it yet
     process = os.fork()
     if process:
         return process

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,14 @@ from tests.reliability.stub_study import TRAININGS, ablate, ended, forked
 def test_kills_lose_nothing() -> None:
     row = killed(6)
     assert (row.trials, row.failures) == (6, 0), row.note
+
+
+def test_one_that_is_killed_at_once_has_said_nothing(tmp_path: Path) -> None:
+    """Found by the torture: a kill before the child had made the file for what it says ended the torture."""
+    process = forked(lambda: time.sleep(60) or 0, tmp_path / "said.txt")
+    assert (tmp_path / "said.txt").exists()
+    os.kill(process, signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
