@@ -320,3 +320,20 @@ def test_a_term_that_is_off_does_not_stop_the_look_ahead() -> None:
         executor(losses).backward()
         executor.step(optimizer)
     assert executor.weights == {"fit": 1.0, "off": 0.0}
+
+
+def test_a_graph_that_is_lost_only_when_the_optimizer_is_known_warns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(2.0))
+    executor = LossExecutor(
+        {"fit": 1.0, "size": 1.0}, base="fit", modulators=[MetaController(RULE)], probe=lambda: (a - b).square()
+    )
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in (a, b)]  # neither moves all, so neither is the executor's
+    monkeypatch.setattr("adaptive_loss.lookahead.is_split", lambda parameter: True)
+    with pytest.warns(UserWarning, match="cannot be kept for a look-ahead") as told:
+        for _ in range(4):
+            executor({"fit": (a - 3).square() + b.square(), "size": a.square()}).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert sum("fully_shard has split" in str(warning.message) for warning in told) == 1
+    assert executor.signals.step == 4 and executor.signals.look_aheads == 0
