@@ -131,7 +131,8 @@ def starts_of(task: str, starts: Sequence[str]) -> tuple[str, ...]:
     from adaptive_loss.tasks import tasks
 
     kind = tasks.get(task)
-    drawn = random.Random(task).choice([term for term in kind.all_terms() if term not in kind.bases()])
+    free = [term for term in kind.all_terms() if term not in kind.bases()]
+    drawn = random.Random(task).choice(free or kind.all_terms())
     return tuple(drawn + start.removeprefix(ANY) if start.startswith(ANY) else start for start in starts)
 
 
