@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROUNDING = 1 - 1e-12
+_ROUNDING = 1 - 1e-12  # a ratio so near the limit may have been rounded to its right side: it is clamped, not trusted
 REACH = math.log(1e4)
 """Bound of the log-weight's distance from its start, in nats: a start weight may be wrong by 10^±4."""
 

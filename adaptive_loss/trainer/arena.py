@@ -156,6 +156,7 @@ def run_entries(
     left_out: dict[tuple[str, str], str] = {}
     for entry in entries:
         try:
+            check(entry.study)  # before anything of it is on disk
             if any(finished(spec) is None for spec in entry.study.specs()):
                 prepare(entry.study.settings)
             rows[_key(entry)] = complete(entry.study, jobs)
