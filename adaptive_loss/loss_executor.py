@@ -345,10 +345,10 @@ class LossExecutor(nn.Module):
         if not self.applies:
             return batch.total(self._start, self._active)
         penalty = self.weighting.penalty(context)
-        if weights.requires_grad and self._group is not None:
+        if weights.requires_grad:
             learned = _learned(weights, batch.values)
-            weights, penalty = weights.detach(), learned if penalty is None else penalty + learned
-        return batch.total(weights, self._active, penalty)
+            penalty = learned if penalty is None else penalty + learned
+        return batch.total(self._weights, self._active, penalty)
 
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
         if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
@@ -553,8 +553,11 @@ def _as_list(tap: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
 
 
 def _learned(weights: Tensor, values: Tensor) -> Tensor:
-    """0, through which a rule's parameters learn from the mean losses of all ranks and so stay alike on all of them."""
-    return ((weights - weights.detach()) * values.nan_to_num(0.0, 0.0, 0.0)).sum()
+    """0, through which a rule's parameters learn from the losses' values, [K], instead of a product a term.
+
+    Between ranks the values are means over all of them, so that the parameters stay alike.
+    """
+    return (weights - weights.detach()) @ values.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _rule(weighting: str | Weighting, n_terms: int) -> Weighting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -213,21 +212,12 @@ class StepLosses:
 
     def total(self, weights: Tensor, on: Tensor, penalty: Tensor | None = None) -> Tensor:
         """Σᵢ wᵢLᵢ in term order over the terms that are there and on, and the penalty; weights are [K] on the host."""
-        learned = weights.requires_grad or penalty is not None
-        factors = self._beside_losses(weights, penalty).unbind() if learned else weights.tolist()
         total: Tensor | None = None
-        for loss, factor in zip(self.live(on), factors, strict=False):  # the penalty may come last
+        for loss, weight in zip(self.live(on), weights.tolist(), strict=True):
             if loss is not None:
-                part = loss * (factor.to(loss.dtype) if isinstance(factor, Tensor) else factor)
+                part = loss * weight
                 total = part if total is None else total + part
-        total = self.stand_in() if total is None else total
-        return total + factors[-1].to(total.dtype) if learned else total
-
-    def _beside_losses(self, weights: Tensor, penalty: Tensor | None) -> Tensor:
-        """[K+1] weights and penalty on the losses' device, moved as one so that backward returns to the host once."""
-        rest = torch.zeros(()) if penalty is None else penalty
-        dtype = functools.reduce(torch.promote_types, (loss.dtype for loss in self.roots))
-        return torch.cat([weights, rest.reshape(1).to(weights)]).to(self.roots[0].device, dtype)
+        return _with_penalty(self.stand_in() if total is None else total, penalty)
 
     def without(self, out: Tensor) -> StepLosses:
         """The same losses, those in ``out``, [K] bool, absent."""
@@ -269,9 +259,13 @@ class StepBuckets(StepLosses):
     def total(self, weights: Tensor, on: Tensor, penalty: Tensor | None = None) -> Tensor:
         """Σₖ wₖLₖ over the terms that are there and on, and the penalty; weights are [K] on the host."""
         counted = self.present & on
-        factors = self._beside_losses(torch.where(counted, weights, 0.0), penalty)
         # What an empty or broken bucket holds must not reach the sum: 0 · NaN would be NaN.
-        return (factors[:-1] * self.means.where(counted.to(self.means.device), 0.0)).sum() + factors[-1]
+        held = self.means.where(counted.to(self.means.device), 0.0)
+        return _with_penalty((torch.where(counted, weights, 0.0).to(held) * held).sum(), penalty)
+
+
+def _with_penalty(total: Tensor, penalty: Tensor | None) -> Tensor:
+    return total if penalty is None else total + penalty.to(total)
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
