@@ -185,6 +185,8 @@ class LookAhead:
         cos_probe: [K] cosine of term i's gradient with the objective's.
         share: [K] gradient norms ‖wᵢgᵢ‖ as shares of their sum.
         objective: the probe's value.
+        products: [K+1, K+1] Gramian ⟨gᵢ, Pgⱼ⟩ of the unweighted gradients and, last, the objective's; NaN in the rows
+            and columns of absent terms. From it :func:`slopes` tells what would have been found at other weights.
     """
 
     gain: Tensor
@@ -192,10 +194,11 @@ class LookAhead:
     cos_probe: Tensor
     share: Tensor
     objective: float
+    products: Tensor
 
 
-def look_ahead(products: Tensor, base: int | None, objective: float) -> LookAhead:
-    """Gauge-projected look-ahead from the Gramian A of the K weighted gradients and, last, the probe's gradient.
+def look_ahead(products: Tensor, weights: Tensor, base: int | None, objective: float) -> LookAhead:
+    """Gauge-projected look-ahead from the Gramian A of the K terms' gradients and, last, the probe's gradient.
 
     With vᵢ = wᵢgᵢ, G = Σⱼ vⱼ and g_p the probe's gradient,
     h̃ᵢ = ⟨g_p, P(vᵢ − (⟨vᵢ, PG⟩/⟨G, PG⟩) G)⟩ / (‖g_p‖_P ‖vᵢ‖_P).
@@ -203,32 +206,79 @@ def look_ahead(products: Tensor, base: int | None, objective: float) -> LookAhea
 
     Args:
         products: A, [K+1, K+1] float64.
+        weights: w, [K] float64.
         base: index of the base term, or None.
         objective: the probe's value, passed through.
 
     Example:
         >>> A = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
-        >>> look_ahead(A, None, 0.0).gain.tolist()  # the probe agrees with term 0, so term 1 should shrink
+        >>> ones = torch.ones(2, dtype=torch.float64)
+        >>> look_ahead(A, ones, None, 0.0).gain.tolist()  # the probe agrees with term 0, so term 1 should shrink
         [0.5, -0.5]
     """
-    terms, to_probe = products[:-1, :-1], products[:-1, -1]
+    gain = slopes(products[None], weights)[0]
+    scaled = products * _beside_one(weights) * _beside_one(weights)[:, None]
+    terms, to_probe = scaled[:-1, :-1], scaled[:-1, -1]
     along = terms.sum(1)
-    whole = float(along.sum())
     norms = terms.diagonal().clamp_min(0).sqrt()
-    probe_norm = math.sqrt(max(float(products[-1, -1]), 0.0))
-    scale = (norms * probe_norm).clamp_min(1e-300)
-    cancelled = whole <= _CANCELLED * float(norms.sum()) ** 2
-    projected = to_probe - (torch.zeros_like(along) if cancelled else along / whole) * to_probe.sum()
-    reference, reference_norm = (
-        (along, math.sqrt(max(whole, 0.0))) if base is None else (terms[base], float(norms[base]))
-    )
+    probe_norm = math.sqrt(max(float(scaled[-1, -1]), 0.0))
+    whole_norm = math.sqrt(max(float(along.sum()), 0.0))
+    reference, reference_norm = (along, whole_norm) if base is None else (terms[base], float(norms[base]))
     return LookAhead(
-        gain=projected / scale,
+        gain=gain,
         cos_base=reference / (norms * reference_norm).clamp_min(1e-300),
-        cos_probe=to_probe / scale,
+        cos_probe=to_probe / (norms * probe_norm).clamp_min(1e-300),
         share=norms / norms.sum().clamp_min(1e-300),
         objective=objective,
+        products=products,
     )
+
+
+def slopes(products: Tensor, weights: Tensor) -> Tensor:
+    """[M, K] h̃ of M look-aheads, as they would have been at other weights.
+
+    The cosine of the whole gradient with the probe's, c(w) = ⟨g_p, PG⟩/(‖g_p‖_P‖G‖_P), has the slope
+    ∂c/∂log wᵢ = (‖vᵢ‖_P/‖G‖_P)·h̃ᵢ. So the h̃ of one Gramian, taken at one weight after another, lead to the weights
+    whose step serves the probe best, without another pass through the model.
+
+    Args:
+        products: [M, K+1, K+1] float64, Gramians ⟨gᵢ, Pgⱼ⟩ of unweighted gradients, the probe's last; NaN where absent.
+        weights: [K] float64, the weights to ask about.
+
+    Returns:
+        NaN for absent terms.
+
+    Example:
+        >>> A = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]], dtype=torch.float64)
+        >>> slopes(A, torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()  # term 0 alone is all that serves
+        [[0.0, 0.0]]
+    """
+    absent = products.diagonal(dim1=1, dim2=2)[:, :-1].isnan()
+    known = products.nan_to_num(0.0) if absent.any() else products
+    terms, to_probe = known[:, :-1, :-1], known[:, :-1, -1]
+    norms = known.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+    along = terms @ weights
+    whole = along @ weights
+    cancelled = whole <= _CANCELLED * (norms[:, :-1] @ weights) ** 2
+    part = torch.where(cancelled, 0.0, (to_probe @ weights) / whole)
+    found = (to_probe - along * part[:, None]) / (norms[:, :-1] * norms[:, -1:]).clamp_min(1e-300)
+    return found.masked_fill(absent, math.nan)
+
+
+def length_ratio(products: Tensor, before: Tensor, after: Tensor) -> float:
+    """‖G(after)‖_P/‖G(before)‖_P, the whole gradient's lengths at two weights, [K]; 1 where it has none.
+
+    Args:
+        products: [K+1, K+1] as for :func:`slopes`.
+        before, after: [K] float64.
+    """
+    terms = products.nan_to_num(0.0)[:-1, :-1]
+    lengths = [float(weights @ terms @ weights) for weights in (before, after)]
+    return math.sqrt(lengths[1] / lengths[0]) if min(lengths) > 0 else 1.0
+
+
+def _beside_one(weights: Tensor) -> Tensor:
+    return torch.cat([weights, torch.ones_like(weights[:1])])
 
 
 def dense_values(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -108,12 +108,10 @@ def measure(
     rows = mean_gradients(rows, parameters, [True] * len(parameters), group)
     # Every rank has all rows; the mean over ranks is there for the last bit alone, which may differ between machines.
     products = summed(gramian(rows, preconditioner(optimizer, parameters)), group) / size_of(group)
-    scale = torch.cat([weights[there], torch.ones(1, dtype=torch.float64)])
-    products = products * scale * scale[:, None]
     if not (torch.isfinite(products).all() and math.isfinite(objective)):
         return None
-    found = look_ahead(products, None if base is None or base not in there else there.index(base), objective)
-    return _spread(found, there, len(losses))
+    place = None if base is None or base not in there else there.index(base)
+    return _spread(look_ahead(products, weights[there], place, objective), there, len(losses))
 
 
 @contextmanager
@@ -157,4 +155,8 @@ def _spread(found: LookAhead, there: list[int], n_terms: int) -> LookAhead:
         whole[there] = values
         return whole
 
-    return LookAhead(fill(found.gain), fill(found.cos_base), fill(found.cos_probe), fill(found.share), found.objective)
+    rows = torch.tensor([*there, n_terms])
+    products = torch.full((n_terms + 1, n_terms + 1), math.nan, dtype=torch.float64)
+    products[rows[:, None], rows] = found.products
+    vectors = (fill(found.gain), fill(found.cos_base), fill(found.cos_probe), fill(found.share))
+    return LookAhead(*vectors, found.objective, products)

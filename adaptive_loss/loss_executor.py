@@ -28,6 +28,7 @@ from adaptive_loss.live_look import Objective, measure_later, moved
 from adaptive_loss.lookahead import GraphLost, Probe, Schedule, measure
 from adaptive_loss.losses import LossTerms, StepLosses, Terms
 from adaptive_loss.modulator import Modulator, SetPoint
+from adaptive_loss.optimizer_memory import rescale_memory
 from adaptive_loss.signals import Signals
 from adaptive_loss.step_record import Named, Rejection, StepRecord, Window
 from adaptive_loss.term_gate import TermGate
@@ -70,7 +71,7 @@ class LossExecutor(nn.Module):
         total_steps: length of the run in optimizer steps, where known.
         apply: False is shadow mode: everything is computed and logged, training is as without it.
         seed: seeds the modulators' own generators.
-        schedule: when to look ahead.
+        schedule: when to look ahead; None asks the first modulator.
         reductions: name → how that term's loss was reduced; the term then counts in nats per example, so that its
             weight means the same at every image and batch size.
         parallel: which ranks find the weights together where torch.distributed runs: True for all, a process group for
@@ -105,7 +106,7 @@ class LossExecutor(nn.Module):
         total_steps: int | None = None,
         apply: bool = True,
         seed: int = 0,
-        schedule: Schedule = Schedule(),
+        schedule: Schedule | None = None,
         reductions: Mapping[str, Reduction] | None = None,
         parallel: bool | ProcessGroup = True,
     ) -> None:
@@ -120,7 +121,8 @@ class LossExecutor(nn.Module):
         self.modulators = ((SetPoint(REACH),) if holds else ()) + tuple(modulators)
         self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
-        self.schedule, self.parallel = schedule, ranks.checked(parallel)
+        self.schedule = schedule or next((modulator.schedule for modulator in modulators), Schedule())
+        self.parallel = ranks.checked(parallel)
         for modulator in self.modulators:
             modulator.bind(self.terms, total_steps, seed)
         self.signals = Signals(n_terms, total_steps)
@@ -397,12 +399,17 @@ class LossExecutor(nn.Module):
             if not window.look.cos_probe.nan_to_num().any():
                 self._tell("no_reach", "the probe's gradient is 0: it must depend on the parameters that are trained")
         self.history.add(self.signals.step, self._weights if self.applies else self._start)
-        context = self._context(window.present, looked=window.look is not None)
+        rescale = self._rescale if self.applies and self._optimizer is not None else None
+        context = self._context(window.present, looked=window.look is not None, rescale=rescale)
         self._emit(self.weighting.after_step(values * self._start, context) or ())
         for modulator in self.modulators:
             self._emit(modulator.after_step(context))
         self.rejected_in_row = 0
         return self._record(window, True, None, norm, applied)
+
+    def _rescale(self, ratio: float) -> None:
+        assert self._optimizer is not None
+        rescale_memory(self._optimizer, self._moved(self._optimizer), ratio)
 
     def _skip(
         self, window: Window, rejection: Rejection, norm: float = math.nan, *, stepped: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from adaptive_loss import signals as signal
 from adaptive_loss.cards import read_card
 from adaptive_loss.events import Event
+from adaptive_loss.gradients import length_ratio
 from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
@@ -23,6 +24,11 @@ from adaptive_loss.weighting.base import Context
 POLICIES = Path(__file__).parent / "policies"
 EPOCH_STEPS = 200
 """Steps between actions where there is neither a probe nor an ``end_epoch()``."""
+
+_CLIMBS_IN = 16
+"""Steps in which a law that climbs has its early look-aheads: it needs no time to see that it has gone too far."""
+_ROUNDS = 8
+"""Parts of a move, after each of which a law that climbs asks anew."""
 
 _PROGRESS = slice(0, 6)
 _TRUST = signal.TERM_FEATURES.index("trust")
@@ -36,11 +42,16 @@ class ControllerLaw:
     With φᵢ the term's features, π the six progress features, tᵢ the trust statistic of its look-aheads and
     κᵢ = κ where its weighted gradient is longer than the base's, else 0,
     xᵢ = (tᵢ − κᵢ·t_base)·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
-    log wᵢ += δ·clip(xᵢ, ±1), δ = early_step in the first 50 steps (a quarter of a shorter run), late_step after,
+    log wᵢ += δ·b(xᵢ), b(x) = sign(x)·clip((|x| − τ)/(1 − τ), 0, 1), δ = early_step in the first steps, late_step after,
     p the progress in [0, 1]. At the first look-ahead, once, log wᵢ += −calibration·log(shareᵢ/share_base), the base
     being the mean term where none is declared.
 
-    The rule to start from is η = κ = 1 and everything else 0, with steps of 0.7 and 0.35 nats.
+    A law that ``climbs`` makes that move in eight parts and asks after each of them what the remembered look-aheads
+    would have said at the weights it has come to (:meth:`~adaptive_loss.signals.Signals.recalled`). So it goes as far
+    as the evidence reaches and stops there: it neither overshoots nor, from right weights, walks with the noise. It
+    raises no term above its start weight whose weighted gradient is longer than the base's already, and where the
+    whole gradient's length has changed, it tells the optimizer's memory
+    (:func:`~adaptive_loss.optimizer_memory.rescale_memory`).
 
     Args:
         gain: η.
@@ -49,9 +60,11 @@ class ControllerLaw:
             term that dominates the whole gradient has nothing left to hold it back.
         early_step, late_step: δ, in nats.
         calibration: 0 leaves the start weights, 1 makes all weighted gradients as long as the base's.
+        dead_band: τ in [0, 1), how far x must be from 0 to count.
         trust: [6] how progress changes the trust in a look-ahead.
         features, late_features: [9] what each term feature adds, throughout and towards the end.
         drift: [6] what progress adds to every auxiliary.
+        climbs: whether it asks anew on the way; not among the parameters that are learned.
     """
 
     gain: float = 1.0
@@ -59,27 +72,31 @@ class ControllerLaw:
     early_step: float = 0.7
     late_step: float = 0.35
     calibration: float = 0.0
+    dead_band: float = 0.0
     trust: tuple[float, ...] = (0.0,) * 6
     features: tuple[float, ...] = (0.0,) * _N_TERM
     late_features: tuple[float, ...] = (0.0,) * _N_TERM
     drift: tuple[float, ...] = (0.0,) * 6
+    climbs: bool = False
 
     def to_vector(self) -> list[float]:
-        """All parameters in field order, as the evolution strategy sees them."""
+        """All learned parameters in field order, as the evolution strategy sees them."""
         flat: list[float] = []
-        for value in asdict(self).values():
+        for value in self._learned().values():
             flat += list(value) if isinstance(value, tuple) else [value]
         return flat
 
-    @classmethod
-    def from_vector(cls, vector: list[float]) -> ControllerLaw:
-        """The inverse of :meth:`to_vector`."""
+    def with_vector(self, vector: list[float]) -> ControllerLaw:
+        """The inverse of :meth:`to_vector`, for a law of this kind."""
         rest = iter(vector)
         values: dict[str, Any] = {
             name: tuple(next(rest) for _ in value) if isinstance(value, tuple) else next(rest)
-            for name, value in asdict(cls()).items()
+            for name, value in self._learned().items()
         }
-        return cls(**values)
+        return replace(self, **values)
+
+    def _learned(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if not isinstance(value, bool)}
 
     @classmethod
     def load(cls, file: Path) -> ControllerLaw:
@@ -98,6 +115,10 @@ class ControllerLaw:
 
 
 def _like(default: Any, value: Any, name: str) -> Any:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name!r} must be true or false")
+        return value
     numbers = [float(v) for v in value] if isinstance(default, tuple) else [float(value)]
     wanted = len(default) if isinstance(default, tuple) else 1
     if len(numbers) != wanted or not all(math.isfinite(v) for v in numbers):
@@ -107,6 +128,9 @@ def _like(default: Any, value: Any, name: str) -> Any:
 
 RULE = ControllerLaw()
 """The gauge-projected, front-loaded look-ahead rule on its own."""
+
+CLIMB = ControllerLaw(early_step=1.4, late_step=0.35, dead_band=0.4, climbs=True)
+"""The law that asks its look-aheads anew at every weight it comes to, and stops where they do."""
 
 ZERO = ControllerLaw(gain=0.0, early_step=0.0, late_step=0.0)
 """A law that never moves a weight."""
@@ -128,6 +152,7 @@ class MetaController(Modulator):
 
     def __init__(self, law: ControllerLaw | None = None) -> None:
         self.law = ControllerLaw.load(POLICIES / "controller.json") if law is None else law
+        self.schedule = Schedule(early_steps=_CLIMBS_IN) if self.law.climbs else Schedule()
 
     @classmethod
     def from_policy(cls, folder: str | Path | None) -> MetaController:
@@ -156,38 +181,66 @@ class MetaController(Modulator):
         moved = before
         if looked and context.signals.look_aheads == 1:
             moved = moved - self._calibration(context)
-        moved = moved + self._step_size(context) * self._urge(context, looked).clamp(-1, 1)
+        linear, size = self._linear(context), self._step_size(context)
+        rounds = _ROUNDS if self.law.climbs else 1
+        for _ in range(rounds):
+            moved = moved + size / rounds * self._urge(context, moved - before, looked, linear)
         moved = torch.where(self.terms.movable & context.on, moved, before).clamp(-REACH, REACH)
         self.log_gain, self.last_action = moved, context.step
         change = (moved - before).tolist()
         if not any(change):
             return []
+        if looked and self.law.climbs and context.rescale is not None:
+            context.rescale(self._length_ratio(context, moved - before))
         details = {
             "change": dict(zip(self.terms.names, change, strict=True)),
             "trust": dict(zip(self.terms.names, context.signals.trust.tolist(), strict=True)),
         }
         return [Event(context.step, "controller", "look-ahead" if looked else "epoch", details)]
 
-    def _urge(self, context: Context, looked: bool) -> Tensor:
-        """[K] xᵢ of the law."""
+    def _urge(self, context: Context, way: Tensor, looked: bool, linear: Tensor) -> Tensor:
+        """[K] b(xᵢ) of the law, after ``way``, [K] nats, of this move."""
+        movable = self.terms.movable & context.on
+        if not looked:
+            return torch.where(movable, self._beyond_band(linear), 0.0)
+        trust, share = self._evidence(context, way)
+        base, outgrown = self.terms.base_index, torch.zeros_like(movable)
+        if base is not None:
+            outgrown = share > share[base]
+            trust = torch.where(outgrown, trust - self.law.against_base * trust[base], trust)
+        urge = self._beyond_band(trust * self._gain(context) + linear)
+        stops = outgrown & (self.log_gain + way >= 0) & (urge > 0) & self.law.climbs
+        return torch.where(movable & ~stops, urge, 0.0)
+
+    def _evidence(self, context: Context, way: Tensor) -> tuple[Tensor, Tensor]:
+        """[K] trust and share of the look-aheads, as they were or, for a law that climbs, where it has come to."""
+        signals = context.signals
+        return signals.recalled(context.weights * way.exp()) if self.law.climbs else (signals.trust, signals.share)
+
+    def _beyond_band(self, urge: Tensor) -> Tensor:
+        band = self.law.dead_band
+        return urge.sign() * ((urge.abs() - band) / (1 - band)).clamp(0, 1)
+
+    def _gain(self, context: Context) -> float:
+        return self.law.gain + float(context.signals.global_features()[_PROGRESS] @ _vector(self.law.trust))
+
+    def _linear(self, context: Context) -> Tensor:
         law, progress = self.law, min(1.0, context.signals.progress or 0.0)
         terms = context.signals.term_features(context.weights, context.weights, context.start)
-        phases = context.signals.global_features()[_PROGRESS]
-        trust = self._relative_trust(context) if looked else torch.zeros(len(terms), dtype=torch.float64)
-        gain = law.gain + float(phases @ _vector(law.trust))
-        linear = terms @ (_vector(law.features) + progress * _vector(law.late_features))
-        return trust * gain + linear + float(phases @ _vector(law.drift))
-
-    def _relative_trust(self, context: Context) -> Tensor:
-        trust, share, base = context.signals.trust, context.signals.share, self.terms.base_index
-        if base is None:
-            return trust
-        return torch.where(share > share[base], trust - self.law.against_base * trust[base], trust)
+        drift = float(context.signals.global_features()[_PROGRESS] @ _vector(law.drift))
+        return terms @ (_vector(law.features) + progress * _vector(law.late_features)) + drift
 
     def _step_size(self, context: Context) -> float:
         # The clock has moved on since the look-ahead of the step before.
-        early = context.step - 1 <= Schedule().edge(self.total_steps)
+        early = context.step - 1 <= self.schedule.edge(self.total_steps)
         return self.law.early_step if early else self.law.late_step
+
+    def _length_ratio(self, context: Context, change: Tensor) -> float:
+        """By how much the move makes the whole gradient longer; without a base the weights keep their sum."""
+        before, after = context.weights, context.weights * change.exp()
+        if self.terms.base is None:
+            after = after * (before.sum() / after.sum())
+        return length_ratio(context.signals.gramians[-1], before, after)
 
     def _calibration(self, context: Context) -> Tensor:
         share = context.signals.share.clamp_min(1e-12).log()

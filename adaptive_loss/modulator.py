@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaptive_loss.events import Event
 from adaptive_loss.knob import Knob, Limits, Saturation, log_weight, reported
+from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context
 
@@ -21,6 +22,9 @@ class Modulator(ABC):
 
     Only auxiliaries move (and constraints, under their set-point law); the executor masks the rest.
     """
+
+    schedule: Schedule = Schedule()
+    """When it would have the executor look ahead; of several modulators, the first one's counts."""
 
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
         """Allocate state for these terms; called once by the executor that owns this modulator.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_loss.gradients import LookAhead
+from adaptive_loss.gradients import LookAhead, slopes
 
 VERSION = 1
 """Changes whenever a feature changes its meaning, so that a policy trained on other signals is refused."""
@@ -43,6 +43,10 @@ _CLIP = 5.0
 _TINY = 1e-30
 _FAST, _SLOW, _GAIN = 0.9, 0.99, 0.8
 _FIRST_STEPS = 10
+_REMEMBERED = 12
+"""Look-aheads that are remembered; the oldest counts for less than a tenth of the newest."""
+_LARGEST_MEMORY = 4_000_000
+"""Numbers that the remembered Gramians hold at most, which a thousand terms would exceed."""
 
 
 class Average:
@@ -103,6 +107,7 @@ class Signals:
         self.cos_probe = torch.zeros(n_terms, dtype=torch.float64)
         self.share = torch.full((n_terms,), 1.0 / n_terms, dtype=torch.float64)
         self.look_aheads = 0
+        self.gramians = torch.zeros(0, n_terms + 1, n_terms + 1, dtype=torch.float64)
         self.probe, self.probe_slope, self.probe_over_train = math.nan, 0.0, 0.0
         self.last_norm = math.nan
         self.first_rate = self.rate = math.nan
@@ -141,6 +146,8 @@ class Signals:
         self.cos_probe = torch.where(known, found.cos_probe, self.cos_probe)
         self.share = torch.where(known, found.share, self.share)
         self.look_aheads += 1
+        kept = min(_REMEMBERED, max(1, _LARGEST_MEMORY // found.products.numel()))
+        self.gramians = torch.cat([self.gramians, found.products[None]])[-kept:]
         self.see_objective(found.objective)
         self.probe_over_train = log_ratio(found.objective, train)
 
@@ -169,6 +176,22 @@ class Signals:
     def trust(self) -> Tensor:
         """[K] tᵢ in [−1, 1]: how steadily the look-aheads say that term i deserves more weight."""
         return (self.gain / self.gain_square.sqrt().clamp_min(1e-300)).clamp(-1, 1)
+
+    def recalled(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``trust`` and ``share`` would be had all remembered look-aheads been at these weights, each [K].
+
+        A trust from old weights lags behind: it goes on saying "more" for many look-aheads after a weight has become
+        right. Asked at the weights in question, the same evidence says where to stop.
+        """
+        if not len(self.gramians):
+            return self.trust, self.share
+        gains = slopes(self.gramians, weights)
+        age = torch.arange(len(gains) - 1, -1, -1, dtype=torch.float64)
+        part = (1 - _GAIN) * _GAIN ** age[:, None] * ~gains.isnan()
+        gains = gains.nan_to_num(0.0)
+        trust = (part * gains).sum(0) / (part * gains**2).sum(0).sqrt().clamp_min(1e-300)
+        lengths = weights * self.gramians[-1].diagonal()[:-1].nan_to_num(0.0).clamp_min(0).sqrt()
+        return trust.clamp(-1, 1), lengths / lengths.sum().clamp_min(1e-300)
 
     @property
     def t_statistic(self) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 _REFRESH = 8
 """Accepted steps between two renewals of the limits; with very many terms it is up to a window's length, for cost."""
 
+_GROWTH = 2.0
+"""A value at most so many times its size above the last accepted one has grown, not jumped."""
+
 
 def spike_limits(window: Tensor) -> Tensor:
     """The value above which each term spikes; ∞ where it cannot be told.
@@ -53,9 +56,21 @@ class SpikeGate:
         self.accepted = 0
         self._refresh = max(_REFRESH, min(n_terms // 8, size))
 
-    def worst(self, values: Tensor, present: Tensor) -> int | None:
-        """Index of a present term above its limit, the farthest one, else None. Both arguments are [K]."""
+    def spiking(self, values: Tensor) -> Tensor:
+        """[K] bool, the terms above their limit and above three times their last accepted value.
+
+        A loss that grows step by step is no spike, however far it comes: a KL that leaves a collapse rises
+        a hundredfold within a window and is on its way to where it should be.
+        """
         over = values > self.limits
+        if not over.any():
+            return over
+        last = self._last()
+        return over & ~(values <= last + _GROWTH * last.abs())
+
+    def worst(self, values: Tensor, present: Tensor) -> int | None:
+        """Index of a present term that spikes, the one farthest above its limit, else None. Both arguments are [K]."""
+        over = self.spiking(values)
         if not (over.any() and (over & present).any()):
             return None
         return int(torch.where(over & present, values / self.limits, -math.inf).argmax())
@@ -90,7 +105,10 @@ class SpikeGate:
 
     def last(self) -> list[float]:
         """The last accepted value of each term, NaN where there is none."""
-        return self.window.gather(0, ((self.stored - 1) % len(self.window)).unsqueeze(0))[0].tolist()
+        return self._last().tolist()
+
+    def _last(self) -> Tensor:
+        return self.window.gather(0, ((self.stored - 1) % len(self.window)).unsqueeze(0))[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and numbers."""

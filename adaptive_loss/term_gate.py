@@ -48,7 +48,7 @@ class TermGate:
         if not out.any() or not (batch.present & self.terms.active & ~out).any():
             return batch
         window.watched = window.watched | out
-        spikes = (batch.values > self.spikes.limits) & self.guards.spikes
+        spikes = self.spikes.spiking(batch.values) & self.guards.spikes
         window.ill = window.ill | (out & (spikes | ~torch.isfinite(batch.values)))
         return batch.without(out)
 
@@ -64,7 +64,7 @@ class TermGate:
             return None
         value, limit = float(values[worst]), float(self.spikes.limits[worst])
         reason = f"the loss jumped to {value:.6g}, its limit is {limit:.6g} (Guards(spikes=False) lets jumps pass)"
-        return Rejection(reason, self.terms.names[worst], "spike", self._named(present & (values > self.spikes.limits)))
+        return Rejection(reason, self.terms.names[worst], "spike", self._named(present & self.spikes.spiking(values)))
 
     def strike(self, rejection: Rejection, step: int) -> list[Event]:
         """Count a rejection against all terms that are known to be bad."""

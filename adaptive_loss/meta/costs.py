@@ -10,26 +10,26 @@ from functools import cache
 import torch
 
 from adaptive_loss.meta.problems import FAMILIES, sample, train
-from adaptive_loss.meta_controller import RULE, ControllerLaw
+from adaptive_loss.meta_controller import CLIMB, ControllerLaw
 
 
 def cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> float:
-    """Mean clipped log-ratio of final losses, law over rule; below 0 is better than the rule."""
+    """Mean clipped log-ratio of final losses, law over the one it starts from; below 0 is better."""
     return statistics.fmean(differences(law, problems))
 
 
 def differences(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> list[float]:
     """The log-ratio on each problem, clipped to ±1 so that no single run decides."""
-    return [max(-1.0, min(1.0, _final(law, *p) - _final(RULE, *p))) for p in problems]
+    return [max(-1.0, min(1.0, _final(law, *p) - _final(CLIMB, *p))) for p in problems]
 
 
 def _final(law: ControllerLaw, family: str, seed: int) -> float:
-    return _rule_final(family, seed) if law == RULE else _log_final(law, family, seed)
+    return _first_final(family, seed) if law == CLIMB else _log_final(law, family, seed)
 
 
 @cache
-def _rule_final(family: str, seed: int) -> float:
-    return _log_final(RULE, family, seed)
+def _first_final(family: str, seed: int) -> float:
+    return _log_final(CLIMB, family, seed)
 
 
 def _log_final(law: ControllerLaw, family: str, seed: int) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 from adaptive_loss import signals
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.costs import draw_problems, one_thread_cost
-from adaptive_loss.meta_controller import POLICIES, RULE, ControllerLaw
+from adaptive_loss.meta_controller import CLIMB, POLICIES, ControllerLaw
 from adaptive_loss.records import json_dump, write_atomic
 from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.config import core_count
@@ -35,10 +35,11 @@ SPREAD = ControllerLaw(
     early_step=1.0,
     late_step=1.0,
     calibration=1.0,
-    trust=(1.0,) * len(RULE.trust),
-    features=(0.3,) * len(RULE.features),
-    late_features=(0.3,) * len(RULE.late_features),
-    drift=(0.3,) * len(RULE.drift),
+    dead_band=0.5,
+    trust=(1.0,) * len(CLIMB.trust),
+    features=(0.3,) * len(CLIMB.features),
+    late_features=(0.3,) * len(CLIMB.late_features),
+    drift=(0.3,) * len(CLIMB.drift),
 )
 """First step sizes of the search, in units of ``--sigma``: wide where the rule has a number, narrow where it has 0."""
 HARM = 0.05
@@ -70,14 +71,15 @@ class MetaTrainFlags:
 
 
 def bounded(vector: Sequence[float]) -> ControllerLaw:
-    """A law from any point of the search space: step sizes within [0, 1.4] nats, calibration and κ within [0, 1]."""
-    law = ControllerLaw.from_vector([float(v) for v in vector])
+    """A law from any point of the search space: steps in [0, 1.4] nats, κ and calibration in [0, 1], τ in [0, 0.9]."""
+    law = CLIMB.with_vector([float(v) for v in vector])
     return replace(
         law,
         early_step=max(0.0, min(1.4, law.early_step)),
         late_step=max(0.0, min(1.4, law.late_step)),
         calibration=max(0.0, min(1.0, law.calibration)),
         against_base=max(0.0, min(1.0, law.against_base)),
+        dead_band=max(0.0, min(0.9, law.dead_band)),
     )
 
 
@@ -93,7 +95,7 @@ def search(flags: MetaTrainFlags) -> tuple[ControllerLaw, list[float]]:
         "maxiter": flags.generations,
     }
     options["CMA_stds"] = SPREAD.to_vector()
-    strategy = cma.CMAEvolutionStrategy(RULE.to_vector(), flags.sigma, options)
+    strategy = cma.CMAEvolutionStrategy(CLIMB.to_vector(), flags.sigma, options)
     curve: list[float] = []
     with Parallel(n_jobs=flags.jobs or core_count()) as workers:
         for generation in range(flags.generations):
@@ -144,7 +146,7 @@ def card(
     settings = {name: value for name, value in asdict(flags).items() if name not in ("output", "jobs")}
     return {
         "signals_version": signals.VERSION,
-        "law": asdict(RULE if reason else found),
+        "law": asdict(CLIMB if reason else found),
         "ships": f"the rule: {reason}" if reason else "the law that was found",
         "found": asdict(found),
         "made_by": PROG,

@@ -26,3 +26,8 @@ class Mode:
     modulators: Callable[[], tuple[Modulator, ...]] = nothing
     base_only: bool = False
     all_data: bool = False
+
+    @property
+    def adapts(self) -> bool:
+        """Whether anything moves the weights."""
+        return self.modulators is not nothing

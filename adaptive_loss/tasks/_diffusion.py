@@ -113,7 +113,8 @@ class DiffusionTask(Task):
 
     None is the base: all are parts of one loss, and what weighs them against each other is λ(σ). Their customary
     weights are EDM's; equal ones leave nearly all of the total to the noisiest buckets. The objective ``denoising`` is
-    EDM's loss on the probe split, with levels and noise drawn once. What is measured is a running mean of the weights.
+    EDM's loss on the probe split, with levels and noise drawn anew at every call: those of one
+    draw could be learned. What is measured is a running mean of the weights.
 
     A subclass says what the examples are and what is trained.
     """
@@ -149,10 +150,8 @@ class DiffusionTask(Task):
 
     def make_probe(self, seed: int) -> Any:
         """The objective on the probe split."""
-        clean = self.examples["probe"]
-        sigma, _, noise = self.draw(clean, own_generator(self.config.seed, "probe noise"))
         return held_out(
-            self._objective, (clean, sigma, noise), batch_size=self.probe_batch, model=self.model, seed=seed
+            self._objective, self.examples["probe"], batch_size=self.probe_batch, model=self.model, seed=seed
         )
 
     def draw(self, clean: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,14 +162,17 @@ class DiffusionTask(Task):
 
     def losses(self, rows: Tensor) -> LossTerms:
         """The wanted buckets' terms on one batch."""
-        clean = self.examples["train"][rows.to(self.device)]
-        sigma, bucket, noise = self.draw(clean, self.noise)
-        errors = weighted_errors(self.model(noisy(clean, sigma, noise), sigma), clean, sigma)
+        errors, bucket = self._errors(self.examples["train"][rows.to(self.device)], self.noise)
         terms = bucket_losses(errors, bucket)
         return {name: loss for name, loss in terms.items() if name in self.wanted}
 
-    def _objective(self, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        return weighted_errors(self.model(noisy(clean, sigma, noise), sigma), clean, sigma).mean()
+    def _objective(self, clean: Tensor) -> Tensor:
+        return self._errors(clean, self.probe.generator)[0].mean()
+
+    def _errors(self, clean: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """λ(σ)-weighted squared errors of examples under levels and noise from ``generator``, and their buckets."""
+        sigma, bucket, noise = self.draw(clean, generator)
+        return weighted_errors(self.model(noisy(clean, sigma, noise), sigma), clean, sigma), bucket
 
     def after_step(self) -> None:
         """Let the running mean follow."""

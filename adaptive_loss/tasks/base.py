@@ -63,6 +63,9 @@ class Task(ABC):
     """What it can be trained on (``--dataset``), the default first."""
     customary: ClassVar[Mapping[str, float]] = {}
     """The fixed weights that are published or usual, which ``--mode customary`` takes; 1 where not named."""
+    targets: ClassVar[Mapping[str, float]] = {}
+    """Values, in the terms' own units, at which a mode that adapts holds the terms that are constraints: a law holds
+    them there, and no look-ahead moves them. ``--targets`` says otherwise."""
     rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"

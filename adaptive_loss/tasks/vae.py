@@ -52,7 +52,7 @@ class VariationalAutoencoder(ImageTask):
     base = "reconstruction"
     objectives = ("elbo", "sample_quality")
     models = ("vae", "conv_vae")
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 20, "lr": 2e-3}
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 100, "lr": 2e-3}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)

@@ -180,6 +180,8 @@ def _start(config: RunConfig, kind: type[Task], mode: Mode) -> tuple[dict[str, f
         if weights[base] == 0:
             raise UsageError(f"--weights {base}=0: {base} is a base term; give it a weight above 0")
     targets = held_targets(config, {name: weights[name] for name in kind.terms}, kind.base)
+    if mode.adapts:
+        targets = {name: value for name, value in kind.targets.items() if weights[name] > 0} | targets
     if not mode.base_only:
         return weights, targets
     if kind.base is None:

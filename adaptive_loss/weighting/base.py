@@ -45,6 +45,7 @@ class Context:
         gradients: of startᵢ·Lᵢ at the tap, taken when asked for; None without a tap, and outside ``forward``.
         first: whether this is the first batch of its optimizer step, and not one more under gradient accumulation.
         group: the ranks that train together, of which losses, signals and objective are means; None for one process.
+        rescale: tells the optimizer's memory by which factor the whole gradient has grown; None where none is known.
     """
 
     step: int
@@ -57,6 +58,7 @@ class Context:
     gradients: TermGradients | None = None
     first: bool = True
     group: Group = None
+    rescale: Callable[[float], None] | None = None
 
     @property
     def on(self) -> Tensor:
