@@ -278,7 +278,7 @@ def length_ratio(products: Tensor, before: Tensor, after: Tensor) -> float:
 
 
 def _beside_one(weights: Tensor) -> Tensor:
-    return torch.cat([weights, torch.ones_like(weights[:1])])
+    return torch.cat([weights, weights.new_ones(1)])
 
 
 def dense_values(gradients: Sequence[Tensor]) -> list[Tensor]:

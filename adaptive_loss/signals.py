@@ -45,6 +45,8 @@ _FAST, _SLOW, _GAIN = 0.9, 0.99, 0.8
 _FIRST_STEPS = 10
 _REMEMBERED = 12
 """Look-aheads that are remembered; the oldest counts for less than a tenth of the newest."""
+_ROUNDING = 1e-6
+"""A cosine as small as this is rounding of float32 products, and its sign no evidence."""
 _LARGEST_MEMORY = 4_000_000
 """Numbers that the remembered Gramians hold at most, which a thousand terms would exceed."""
 
@@ -189,7 +191,7 @@ class Signals:
         age = torch.arange(len(gains) - 1, -1, -1, dtype=torch.float64)
         part = (1 - _GAIN) * _GAIN ** age[:, None] * ~gains.isnan()
         gains = gains.nan_to_num(0.0)
-        trust = (part * gains).sum(0) / (part * gains**2).sum(0).sqrt().clamp_min(1e-300)
+        trust = (part * gains).sum(0) / (part * gains**2).sum(0).sqrt().clamp_min(_ROUNDING)
         lengths = weights * self.gramians[-1].diagonal()[:-1].nan_to_num(0.0).clamp_min(0).sqrt()
         return trust.clamp(-1, 1), lengths / lengths.sum().clamp_min(1e-300)
 

@@ -14,8 +14,10 @@ from adaptive_loss.gradients import (
     TermGradients,
     gramian,
     leaves,
+    length_ratio,
     look_ahead,
     preconditioner,
+    slopes,
     term_gradients,
     total_norm,
 )
@@ -28,15 +30,17 @@ def random_products(seed: int, terms: int = 4, dimension: int = 7) -> tuple[Tens
     return vectors, vectors @ vectors.T
 
 
+def ones(terms: int) -> Tensor:
+    return torch.ones(terms, dtype=torch.float64)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(-10, 10))
 @settings(max_examples=60, deadline=None)
 def test_scaling_all_weights_changes_nothing(seed: int, terms: int, power: int) -> None:
     _, products = random_products(seed, terms)
-    scale = torch.full((terms + 1,), 10.0**power, dtype=torch.float64)
-    scale[-1] = 1
-    scaled = products * scale * scale[:, None]
+    weights = ones(terms)
     for base in (None, 0):
-        one, other = look_ahead(products, base, 1.0), look_ahead(scaled, base, 1.0)
+        one, other = look_ahead(products, weights, base, 1.0), look_ahead(products, 10.0**power * weights, base, 1.0)
         for name in ("gain", "cos_base", "cos_probe", "share"):
             torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-9, atol=1e-12)
 
@@ -45,7 +49,7 @@ def test_scaling_all_weights_changes_nothing(seed: int, terms: int, power: int) 
 @settings(max_examples=60, deadline=None)
 def test_gains_weighted_by_length_sum_to_zero_and_stay_within_one(seed: int, terms: int) -> None:
     _, products = random_products(seed, terms)
-    found = look_ahead(products, None, 0.0)
+    found = look_ahead(products, ones(terms), None, 0.0)
     lengths = products.diagonal()[:-1].sqrt()
     assert abs(float(lengths @ found.gain)) < 1e-9 * float(lengths.sum())
     # v_i less its projection on G is no longer than v_i, so Cauchy and Schwarz bound h.
@@ -54,23 +58,60 @@ def test_gains_weighted_by_length_sum_to_zero_and_stay_within_one(seed: int, ter
     assert float(found.share.sum()) == pytest.approx(1)
 
 
+@given(st.integers(0, 10_000), st.integers(2, 6))
+@settings(max_examples=60, deadline=None)
+def test_slopes_are_those_of_the_cosine_with_the_probe_at_any_weights(seed: int, terms: int) -> None:
+    vectors, products = random_products(seed, terms)
+    log_weights = torch.randn(terms, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    log_weights.requires_grad_()
+    whole = log_weights.exp() @ vectors[:-1]
+    cosine = whole @ vectors[-1] / (whole.norm() * vectors[-1].norm())
+    (wanted,) = torch.autograd.grad(cosine, log_weights)
+    weights = log_weights.detach().exp()
+    lengths = weights * vectors[:-1].norm(dim=1)
+    found = slopes(torch.stack([products, products]), weights)
+    torch.testing.assert_close(found * lengths / whole.detach().norm(), torch.stack([wanted, wanted]))
+
+
+def test_slopes_leave_out_what_is_absent() -> None:
+    _, products = random_products(4, terms=3)
+    holed = products.clone()
+    holed[1], holed[:, 1] = math.nan, math.nan
+    rest = torch.tensor([0, 2, 3])
+    found = slopes(holed[None], torch.tensor([1.0, 7.0, 2.0], dtype=torch.float64))[0]
+    kept = slopes(products[rest[:, None], rest][None], torch.tensor([1.0, 2.0], dtype=torch.float64))[0]
+    assert math.isnan(float(found[1]))
+    torch.testing.assert_close(found[[0, 2]], kept)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+@settings(max_examples=30, deadline=None)
+def test_the_length_ratio_is_that_of_the_whole_gradients(seed: int, terms: int) -> None:
+    vectors, products = random_products(seed, terms)
+    dice = torch.Generator().manual_seed(seed)
+    before, after = (torch.rand(terms, generator=dice, dtype=torch.float64) + 0.1 for _ in range(2))
+    wanted = float((after @ vectors[:-1]).norm() / (before @ vectors[:-1]).norm())
+    assert length_ratio(products, before, after) == pytest.approx(wanted)
+    assert length_ratio(torch.zeros_like(products), before, after) == 1.0
+
+
 def test_one_term_alone_has_nothing_to_gain() -> None:
     _, products = random_products(1, terms=1)
-    assert abs(float(look_ahead(products, 0, 0.0).gain)) < 1e-12
+    assert abs(float(look_ahead(products, ones(1), 0, 0.0).gain)) < 1e-12
 
 
 def test_golden_look_ahead() -> None:
     # By hand: v0 = (3, 0), v1 = (0, 4), g_p = (1, 1); G = (3, 4), |G|² = 25, <g_p, G> = 7.
     # h0 = (3 − 9/25·7)/(√2·3) = 0.48/(3√2), h1 = (4 − 16/25·7)/(√2·4) = −0.48/(4√2).
     vectors = torch.tensor([[3.0, 0.0], [0.0, 4.0], [1.0, 1.0]], dtype=torch.float64)
-    found = look_ahead(vectors @ vectors.T, None, 5.0)
+    found = look_ahead(vectors @ vectors.T, ones(2), None, 5.0)
     root = math.sqrt(2)
     assert found.gain.tolist() == pytest.approx([0.48 / (3 * root), -0.48 / (4 * root)])
     assert found.cos_probe.tolist() == pytest.approx([1 / root, 1 / root])
     assert found.cos_base.tolist() == pytest.approx([0.6, 0.8])  # with G = (3, 4) where there is no base
     assert found.share.tolist() == pytest.approx([3 / 7, 4 / 7])
     assert found.objective == 5.0
-    assert look_ahead(vectors @ vectors.T, 0, 5.0).cos_base.tolist() == pytest.approx([1.0, 0.0])
+    assert look_ahead(vectors @ vectors.T, ones(2), 0, 5.0).cos_base.tolist() == pytest.approx([1.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +127,7 @@ def test_golden_look_ahead() -> None:
 def test_degenerate_gradients_give_finite_bounded_signals(vectors: list[list[float]]) -> None:
     rows = torch.tensor(vectors, dtype=torch.float64)
     for base in (None, 0):
-        found = look_ahead(rows @ rows.T, base, 0.0)
+        found = look_ahead(rows @ rows.T, ones(2), base, 0.0)
         for values in (found.gain, found.cos_base, found.cos_probe, found.share):
             assert torch.isfinite(values).all() and float(values.abs().max()) <= 1 + 1e-12
 

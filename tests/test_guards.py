@@ -201,6 +201,22 @@ def test_spike_gate_never_admits_and_recovers_at_once():
     assert gate.worst(vector([1e4, 5.0]), torch.tensor([False, True])) is None
 
 
+def test_a_loss_that_grows_is_no_spike_however_far_it_comes():
+    """A KL that left a collapse rose a hundredfold within a window, and the run was ended."""
+    gate, value = SpikeGate(1, 64), torch.full((1,), 0.02, dtype=torch.float64)
+    everywhere = torch.ones(1, dtype=torch.bool)
+    for _ in range(64):
+        gate.admit(value)
+    for _ in range(50):
+        value = 1.3 * value
+        assert gate.worst(value, everywhere) is None
+        gate.admit(value)
+    assert float(value) > 1000 * 0.02
+    for _ in range(64):
+        gate.admit(value)
+    assert gate.worst(10 * value, everywhere) == 0
+
+
 def test_spike_limits_by_hand():
     # window of 16 ones: m = 1, median asinh(1), MAD 0, so the limit is sinh(asinh(1) + 2).
     limit = math.sinh(math.asinh(1) + 2)

@@ -18,7 +18,7 @@ def test_terms_that_cancel_give_bounded_gains(seed: int) -> None:
         products = gramian([[0.1 * v], [-(0.3 * v) / 3], [p]], [1.0])
         noise = torch.randn(3, 3, generator=generator, dtype=torch.float64)
         products = products * (1 + 1e-8 * (noise + noise.T))
-        assert float(look_ahead(products, None, 0.0).gain.abs().max()) < 2.5
+        assert float(look_ahead(products, torch.ones(2, dtype=torch.float64), None, 0.0).gain.abs().max()) < 2.5
 
 
 @pytest.mark.parametrize("total", [1, 10, 26, 100])

@@ -17,7 +17,7 @@ from adaptive_loss.errors import UsageError
 from adaptive_loss.meta import costs, problems
 from adaptive_loss.meta import train as meta
 from adaptive_loss.meta.problems import FAMILIES, sample
-from adaptive_loss.meta_controller import RULE, ZERO, ControllerLaw
+from adaptive_loss.meta_controller import CLIMB, ZERO, ControllerLaw
 
 TINY = meta.MetaTrainFlags(seed=0, generations=2, population=2, problems=2, held_out=2, jobs=1)
 
@@ -26,13 +26,13 @@ TINY = meta.MetaTrainFlags(seed=0, generations=2, population=2, problems=2, held
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of 6 steps."""
     monkeypatch.setattr(problems, "STEPS", 6)
-    costs._rule_final.cache_clear()
+    costs._first_final.cache_clear()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_problem_is_the_same_for_the_same_seed_and_another_for_another(family: str) -> None:
     before = torch.get_rng_state()
-    finals = [problems.train(sample(family, seed), RULE, seed) for seed in (3, 3, 4)]
+    finals = [problems.train(sample(family, seed), CLIMB, seed) for seed in (3, 3, 4)]
     assert torch.equal(before, torch.get_rng_state())
     assert finals[0] == finals[1] != finals[2] and all(math.isfinite(f) and f > 0 for f in finals)
 
@@ -51,7 +51,7 @@ def test_a_problem_has_a_base_of_1_and_wrong_auxiliaries_within_bounds(family: s
 def test_the_rule_costs_nothing_against_itself_and_another_law_something() -> None:
     drawn = costs.draw_problems(3, 0)
     assert {family for family, _ in drawn} == set(FAMILIES)
-    assert costs.cost(RULE, drawn) == 0.0
+    assert costs.cost(CLIMB, drawn) == 0.0
     assert costs.cost(ZERO, drawn) != 0.0
 
 
@@ -61,9 +61,9 @@ def test_a_lost_run_costs_at_most_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_any_vector_is_a_safe_law() -> None:
-    law = meta.bounded([50.0] * len(RULE.to_vector()))
+    law = meta.bounded([50.0] * len(CLIMB.to_vector()))
     assert (law.early_step, law.late_step, law.calibration) == (1.4, 1.4, 1.0)
-    law = meta.bounded([-50.0] * len(RULE.to_vector()))
+    law = meta.bounded([-50.0] * len(CLIMB.to_vector()))
     assert (law.early_step, law.late_step, law.calibration) == (0.0, 0.0, 0.0)
 
 
@@ -77,7 +77,7 @@ def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> N
     assert card["found"] != changed["found"]
     assert card["signals_version"] == signals.VERSION and card["settings"]["seed"] == 0
     assert card["against_the_rule_on_fresh_problems"]["all"]["n"] == 2
-    assert card["found"] != asdict(RULE)
+    assert card["found"] != asdict(CLIMB)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +93,10 @@ def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> N
 def test_a_law_ships_only_with_a_gain_and_without_harm(
     whole: list[float] | None, family: list[float] | None, ships: bool, tmp_path: Path
 ) -> None:
-    found = replace(RULE, gain=0.5)
+    found = replace(CLIMB, gain=0.5)
     written = meta.card(TINY, found, [0.0], {"all": {"interval95": whole}, "toy": {"interval95": family}})
     (tmp_path / "controller.json").write_text(json.dumps(written))
-    assert ControllerLaw.load(tmp_path / "controller.json") == (found if ships else RULE)
+    assert ControllerLaw.load(tmp_path / "controller.json") == (found if ships else CLIMB)
     assert written["found"] == asdict(found)
 
 
@@ -142,4 +142,4 @@ def test_the_command_searches_in_worker_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "adaptive_loss.meta.train", *small, "--output", str(tmp_path / "law.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "law.json").read_text())["found"] != asdict(RULE)
+    assert json.loads((tmp_path / "law.json").read_text())["found"] != asdict(CLIMB)

@@ -173,7 +173,7 @@ def test_state_round_trip_continues_bit_for_bit() -> None:
         for _ in range(decisions):
             for _ in range(10):
                 signals.update(torch.rand(3, generator=dice, dtype=torch.float64))
-            signals.look(LookAhead(*(torch.rand(3, generator=dice, dtype=torch.float64) - 0.4,) * 4, 1.0), 1.0)
+            signals.look(LookAhead(*(torch.rand(3, generator=dice, dtype=torch.float64) - 0.4,) * 4, 1.0, GRAMIAN), 1.0)
             reasons += [event.reason for event in monitor.after_step(context(signals, lambda: next(values)))]
         return reasons
 
@@ -215,6 +215,7 @@ def context(signals: Signals, objective: object = None, k: int = 3, present: Ten
 
 
 MASKED = bound_monitor()[0]
+GRAMIAN = torch.eye(4, dtype=torch.float64)
 
 
 @given(
@@ -240,7 +241,7 @@ def test_masks(
     monitor.resting[1:] = resting
     for gain in gains:
         values = torch.tensor(gain, dtype=torch.float64)
-        signals.look(LookAhead(values, values, values, values.abs(), 1.0), 1.0)
+        signals.look(LookAhead(values, values, values, values.abs(), 1.0, GRAMIAN), 1.0)
     mask = monitor._mask(context(signals, present=torch.tensor(present)))
     assert mask[KEEP] and len(mask) == 6
     if length is not None and not 5 <= step <= 85:
@@ -353,7 +354,7 @@ def test_untrained_and_without_chance_it_lowers_a_term_that_steadily_harms() -> 
     signals.update(torch.ones(3, dtype=torch.float64))
     gain = torch.tensor([0.0, 0.0, -0.5], dtype=torch.float64)
     for _ in range(30):
-        signals.look(LookAhead(gain, gain, gain, torch.full_like(gain, 1 / 3), 1.0), 1.0)
+        signals.look(LookAhead(gain, gain, gain, torch.full_like(gain, 1 / 3), 1.0, GRAMIAN), 1.0)
     (event,) = monitor.after_step(context(signals, lambda: 1.0))
     assert event.reason == "lower 'harmful'"
 

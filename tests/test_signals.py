@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adaptive_loss.gradients import LookAhead
+from adaptive_loss.gradients import LookAhead, look_ahead
 from adaptive_loss.signals import GLOBAL_FEATURES, TERM_FEATURES, Average, Signals, log_ratio
 
 ONE = torch.ones(1, dtype=torch.float64)
@@ -23,9 +23,16 @@ def vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def products(gain: Tensor) -> Tensor:
+    """A Gramian of orthogonal terms of length 1 that are there."""
+    return torch.diag(torch.cat([torch.where(gain.isnan(), gain, 1.0), vector(1.0)]))
+
+
 def found(*gain: float, objective: float = 1.0) -> LookAhead:
     values = vector(*gain)
-    return LookAhead(values, values / 2, values / 4, torch.where(values.isnan(), values, 0.5), objective)
+    return LookAhead(
+        values, values / 2, values / 4, torch.where(values.isnan(), values, 0.5), objective, products(values)
+    )
 
 
 def feature(signals: Signals, name: str, weights: Tensor = ONE, set_point: Tensor = ONE, start: Tensor = ONE) -> float:
@@ -235,6 +242,45 @@ def test_state_round_trip_continues_bit_for_bit() -> None:
     assert torch.equal(one.term_features(ones, ones, ones), other.term_features(ones, ones, ones))
     assert torch.equal(one.global_features(), other.global_features())
     assert one.step == other.step == 14 and one.look_aheads == other.look_aheads
+
+
+def look_at(vectors: Tensor, weights: Tensor) -> LookAhead:
+    return look_ahead(vectors @ vectors.T, weights, 0, 1.0)
+
+
+def test_recalled_where_it_looked_is_trust_and_share_themselves() -> None:
+    signals, dice = Signals(3, 100), torch.Generator().manual_seed(2)
+    weights = vector(1.0, 0.2, 30.0)
+    for _ in range(9):
+        signals.look(look_at(torch.randn(4, 6, generator=dice, dtype=torch.float64), weights), 1.0)
+    trust, share = signals.recalled(weights)
+    torch.testing.assert_close(trust, signals.trust)
+    torch.testing.assert_close(share, signals.share)
+
+
+def test_recalled_at_the_weights_that_serve_the_probe_trusts_nothing_more() -> None:
+    signals, dice = Signals(2, 100), torch.Generator().manual_seed(2)
+    for _ in range(9):
+        terms = torch.randn(2, 6, generator=dice, dtype=torch.float64)
+        probe = terms[0] + 3 * terms[1]
+        signals.look(look_at(torch.cat([terms, probe[None]]), vector(1.0, 300.0)), 1.0)
+    assert signals.recalled(vector(1.0, 300.0))[0][1] < -0.8
+    assert signals.recalled(vector(1.0, 0.03))[0][1] > 0.8
+    assert signals.recalled(vector(1.0, 3.0))[0].abs().max() < 1e-6  # rounding has a sign, and must not count
+
+
+def test_recalled_before_any_look_ahead_is_what_is_known() -> None:
+    trust, share = Signals(2, 100).recalled(vector(1.0, 2.0))
+    assert trust.tolist() == [0.0, 0.0] and share.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("terms", "kept"), [(2, 12), (1000, 3)])
+def test_the_memory_of_look_aheads_is_bounded(terms: int, kept: int) -> None:
+    signals = Signals(terms, 100)
+    values = torch.zeros(terms, dtype=torch.float64)
+    for i in range(14):
+        signals.look(LookAhead(values, values, values, values, 1.0, i * torch.eye(terms + 1, dtype=torch.float64)), 1.0)
+    assert signals.gramians[:, 0, 0].tolist() == list(range(14 - kept, 14))
 
 
 def test_the_saved_state_is_a_copy() -> None:

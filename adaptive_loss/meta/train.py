@@ -35,7 +35,8 @@ SPREAD = ControllerLaw(
     early_step=1.0,
     late_step=1.0,
     calibration=1.0,
-    dead_band=0.5,
+    early_band=0.5,
+    late_band=0.5,
     trust=(1.0,) * len(CLIMB.trust),
     features=(0.3,) * len(CLIMB.features),
     late_features=(0.3,) * len(CLIMB.late_features),
@@ -79,7 +80,8 @@ def bounded(vector: Sequence[float]) -> ControllerLaw:
         late_step=max(0.0, min(1.4, law.late_step)),
         calibration=max(0.0, min(1.0, law.calibration)),
         against_base=max(0.0, min(1.0, law.against_base)),
-        dead_band=max(0.0, min(0.9, law.dead_band)),
+        early_band=max(0.0, min(0.9, law.early_band)),
+        late_band=max(0.0, min(0.9, law.late_band)),
     )
 
 
