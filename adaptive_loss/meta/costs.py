@@ -47,3 +47,9 @@ def one_thread_cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> 
     """:func:`cost`, computed as a worker process does: on one thread, so that cores are not asked for twice."""
     torch.set_num_threads(1)
     return cost(law, problems)
+
+
+def one_thread_log_finals(laws: Sequence[ControllerLaw], problem: tuple[str, int]) -> list[float]:
+    """log of each law's final loss on one problem, computed as a worker process does."""
+    torch.set_num_threads(1)
+    return [_log_final(law, *problem) for law in laws]
