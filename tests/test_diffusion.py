@@ -245,19 +245,23 @@ def test_terms_left_out_change_no_other_term(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_objective_is_edm_s_loss_on_the_probe_split_with_its_noise_drawn_once(name: str) -> None:
+def test_the_objective_is_edm_s_loss_on_the_probe_split_with_its_noise_drawn_anew(name: str) -> None:
     task = build(name)
-    assert task.probe.data[0] is task.examples["probe"]
+    assert task.probe.data == (task.examples["probe"],)
     state = task.probe.state_dict()
     first = task.probe()
     first.backward()
     assert task.model.network.output.weight.grad.any() and float(first.detach()) == pytest.approx(1.0, rel=0.35)
+    assert float(task.probe().detach()) != float(first.detach())
     task.probe.load_state_dict(state)
     assert float(task.probe().detach()) == float(first.detach())
-    clean, sigma, noise = task.probe.data
+    generator = torch.Generator()
+    generator.set_state(state["generator"])
+    examples = task.examples["probe"]
+    clean = examples[torch.randperm(len(examples), generator=generator)[: task.probe_batch]]
+    sigma, _, noise = task.draw(clean, generator)
     errors = weighted_errors(task.model(noisy(clean, sigma, noise), sigma), clean, sigma)
-    if len(clean) <= task.probe_batch:  # then a batch is the whole split
-        torch.testing.assert_close(first, errors.mean())
+    torch.testing.assert_close(first, errors.mean())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,13 +6,17 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adaptive_loss import cli
 from adaptive_loss.data.digits import load
 from adaptive_loss.errors import UsageError
+from adaptive_loss.modes import modes
 from adaptive_loss.modulator import SetPoint
+from adaptive_loss.tasks import tasks
+from adaptive_loss.trainer import training
 from adaptive_loss.trainer.training import prepare
 from adaptive_loss.utils.config import RunConfig, from_json, held_targets, to_json, validate
 from adaptive_loss.weighting._set_point import HeldTargets
@@ -87,3 +91,15 @@ def test_mistakes_are_one_line_before_the_run_begins(
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_task_may_hold_a_term_by_itself_where_a_mode_adapts() -> None:
+    def held(**changes: Any) -> dict[str, float]:
+        config = RunConfig(task="distill", dataset="digits", device="cpu", **changes)
+        kind = tasks.get("distill")
+        return training._start(config, kind, modes.get(config.mode)())[1]
+
+    assert held(mode="baseline") == held(mode="base_only") == {}
+    assert held(mode="controller_only") == held(mode="full") == {"reference": 1.5}
+    assert held(mode="full", targets={"reference": 0.3}) == {"reference": 0.3}
+    assert held(mode="full", weights={"reference": 0.0}) == {}
