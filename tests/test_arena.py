@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -83,7 +83,9 @@ class TestRecovery:
         found = recovery(flipped[1], *flipped, "test_accuracy")
         assert found["recovered"] == pytest.approx(1.0) and found["gap"] == pytest.approx(20.0)
 
-    @pytest.mark.parametrize("tuned", [{1: 4.1, 2: 4.9, 3: 4.4, 4: 4.9, 5: 4.2}, {1: 3.0}, {}])
+    WORSE: ClassVar = {1: 6.0, 2: 6.9, 3: 6.6, 4: 6.8, 5: 6.2}
+
+    @pytest.mark.parametrize("tuned", [{1: 4.1, 2: 4.9, 3: 4.4, 4: 4.9, 5: 4.2}, WORSE, {1: 3.0}, {}])
     def test_over_a_gap_that_may_be_none_there_is_no_ratio(self, tuned: dict[int, float]) -> None:
         found = recovery(self.TUNED, self.START, rows(tuned), "test_loss")
         assert found["recovered"] is None and found["recovered95"] is None

@@ -18,7 +18,8 @@ def recovery(arm: Rows, start: Rows, tuned: Rows, metric: str) -> dict[str, Any]
     """(arm − start)/(tuned − start), of means over the seeds that finished in all three, and what it is made of.
 
     1 is as good as tuning, 0 as bad as the start, below 0 harm. The ratio is given only where the interval of its
-    denominator excludes 0: over a gap that may be none it is noise, and the paired difference says more.
+    denominator lies above 0: over a gap that may be none it is noise, and tuned weights that are worse than the start
+    are no measure; the paired difference then says more.
 
     Args:
         arm, start, tuned: rows of the arm, of its start weights held, and of tuned weights held.
@@ -37,7 +38,7 @@ def recovery(arm: Rows, start: Rows, tuned: Rows, metric: str) -> dict[str, Any]
     """
     gain, gap = (_improvement(rows, start, metric) for rows in (arm, tuned))
     found = {"gain": gain[0], "gain95": gain[1], "gap": gap[0], "gap95": gap[1]}
-    if gap[1] is None or gap[1][0] <= 0 <= gap[1][1]:
+    if gap[1] is None or gap[1][0] <= 0:
         return {**found, "recovered": None, "recovered95": None}
     values = [_by_seed(rows, metric) for rows in (arm, start, tuned)]
     seeds = sorted(set.intersection(*(set(column) for column in values)))
