@@ -48,7 +48,7 @@ class ControllerLaw:
 
     A law that ``climbs`` makes that move in eight parts and asks after each of them what the remembered look-aheads
     would have said at the weights it has come to (:meth:`~adaptive_loss.signals.Signals.recalled`). So it goes as far
-    as the evidence reaches and stops there: it neither overshoots nor, from right weights, walks with the noise. It
+    as the evidence reaches and stops there: it overshoots less and, from right weights, walks less with the noise. It
     raises no term above its start weight whose weighted gradient is longer than the base's already, and where the
     whole gradient's length has changed, it tells the optimizer's memory
     (:func:`~adaptive_loss.optimizer_memory.rescale_memory`).

@@ -4,7 +4,7 @@ Problems are those that the controller is meta-trained on (a classifier with hel
 regression), from seeds that no meta-training reaches; start weights are wrong by up to a hundred times either way. The
 numbers are mean log-ratios of final losses, clipped to ±1 a problem, with BCa intervals; below 0 is better.
 
-Run from a checkout, about two minutes on two cores:
+Run from a checkout, a few minutes on two cores:
 
     python -m benchmarks.laws --problems 120
 """
