@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +17,13 @@ from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
 from adaptive_loss.parallel import first_decides
-from adaptive_loss.rl.dqn import DQN, DQNConfig
-from adaptive_loss.rl.networks import EquivariantQ
+from adaptive_loss.rl.dqn import DQN
+from adaptive_loss.rl.nudges import KEEP, N_GLOBAL, N_TERM, MonitorConfig, Nudges, new_network
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.signals import log_ratio
 from adaptive_loss.weighting.base import Context
 
 POLICIES = Path(__file__).parent / "policies"
-KEEP, RESET = 0, 1
-_TRUST = signal.TERM_FEATURES.index("trust")
-_N_GLOBAL, _N_TERM = len(signal.GLOBAL_FEATURES), len(signal.TERM_FEATURES)
-
-
-@dataclass(frozen=True)
-class MonitorConfig:
-    """How the monitor acts and learns.
-
-    Args:
-        step: size of one nudge, in nats (log 1.25).
-        bound: greatest residual, in nats (log 4).
-        every: least number of steps between decisions.
-        decisions: about how many decisions a run of known length has, so that their cost vanishes on long runs.
-        cooldown: decisions for which a term rests after a nudge.
-        quiet_start, quiet_end: shares of a run of known length in which it only keeps.
-        doubt: a term whose look-aheads have a t statistic below −doubt is never raised, by a reset neither.
-        prior_edge: trust beyond which the untrained agent follows the look-ahead.
-        updates: learning updates a decision.
-        dqn: the learner's settings.
-    """
-
-    step: float = math.log(1.25)
-    bound: float = math.log(4.0)
-    every: int = 10
-    decisions: int = 100
-    cooldown: int = 2
-    quiet_start: float = 0.05
-    quiet_end: float = 0.15
-    doubt: float = 2.0
-    prior_edge: float = 0.5
-    updates: int = 4
-    dqn: DQNConfig = DQNConfig(n_step=3, batch_size=16, capacity=1000, learning_starts=8)
 
 
 class LossMonitor(Modulator):
@@ -79,7 +46,7 @@ class LossMonitor(Modulator):
         >>> from adaptive_loss import LossExecutor, LossMonitor
         >>> executor = LossExecutor({"ce": 1.0, "mix": 1.0}, base="ce", modulators=[LossMonitor()],
         ...                         probe=lambda: torch.ones((), requires_grad=True))
-        >>> executor.modulators[0].n_actions
+        >>> executor.modulators[0].nudges.n_actions
         4
     """
 
@@ -97,21 +64,17 @@ class LossMonitor(Modulator):
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
         """Allocate the agent for the terms that may move."""
         super().bind(terms, total_steps, seed)
-        self.moving = terms.movable.nonzero().flatten().tolist()
-        self.n_actions = 2 + 2 * len(self.moving)
-        self.residual = torch.zeros(len(terms.names), dtype=torch.float64)
-        self.resting = [0] * len(terms.names)
+        self.nudges = Nudges(terms, self.config)
         self.next_decision = 0
         self.objective: float | None = None
         self.before: tuple[Tensor, int] | None = None
         self.rewards = 0
         self.reward_mean = self.reward_square = 0.0
         gamma = 0.99 if total_steps is None else 1.0
-        edge = self.config.prior_edge
         self.agent = DQN(
-            lambda: EquivariantQ(_N_GLOBAL, _N_TERM, prior=lambda rows: look_ahead_prior(rows, edge)),
-            _N_GLOBAL + _N_TERM * max(len(self.moving), 1),
-            max(self.n_actions, 4),
+            lambda: new_network(self.config),
+            N_GLOBAL + N_TERM * max(len(self.nudges.moving), 1),
+            max(self.nudges.n_actions, 4),
             replace(self.config.dqn, gamma=gamma),
             seed=own_generator(seed, "monitor").initial_seed(),
             default_action=KEEP,
@@ -119,11 +82,11 @@ class LossMonitor(Modulator):
 
     def gains(self) -> Tensor:
         """[K] ρ·u."""
-        return self.rho * self.residual
+        return self.rho * self.nudges.residual
 
     def after_step(self, context: Context) -> list[Event]:
         """Decide, where it is time and there is a probe."""
-        if context.objective is None or context.step < self.next_decision or not self.moving or self._has_ended:
+        if context.objective is None or context.step < self.next_decision or not self.nudges.moving or self._has_ended:
             return []
         length = context.step if self.total_steps is None else self.total_steps
         self.next_decision = context.step + max(self.config.every, length // self.config.decisions)
@@ -131,7 +94,7 @@ class LossMonitor(Modulator):
 
     def end_epoch(self, context: Context, metrics: Mapping[str, float]) -> list[Event]:
         """Without a probe, decide on the select split's loss where it is given."""
-        if context.objective is None and "select_loss" in metrics and self.moving:
+        if context.objective is None and "select_loss" in metrics and self.nudges.moving:
             return self._decide(context, float(metrics["select_loss"]))
         return []
 
@@ -143,13 +106,15 @@ class LossMonitor(Modulator):
     def _decide(self, context: Context, objective: float) -> list[Event]:
         if not math.isfinite(objective):
             return []
-        observation, mask = self._observation(context), self._mask(context)
+        observation, mask = self.nudges.observation(context, self.rho), self.nudges.mask(context)
         over = context.signals.progress is not None and context.signals.progress > 1 - self.config.quiet_end
         self._learn(observation, mask, objective, over)
         action = first_decides(self._choose(observation, mask), context.group)
         self.objective, self.before = objective, None if over else (observation, action)
-        self.resting = [max(0, rest - 1) for rest in self.resting]
-        return self._apply(action, context)
+        self.nudges.rest()
+        before = self.nudges.residual
+        what = self.nudges.apply(action)
+        return [] if what is None else [self._event(context, what, before)]
 
     def _choose(self, observation: Tensor, mask: Tensor) -> int:
         return self.agent.act(observation, mask)
@@ -173,46 +138,10 @@ class LossMonitor(Modulator):
         self.reward_square += rate * (centred**2 - self.reward_square)
         return max(-3.0, min(3.0, centred / math.sqrt(self.reward_square))) if self.reward_square > 0 else 0.0
 
-    def _observation(self, context: Context) -> Tensor:
-        """[11 + 9M] float32: the global features, then those of the M terms that may move."""
-        set_point = context.weights * torch.exp(-self.gains())
-        terms = context.signals.term_features(context.weights, set_point, context.start)[self.moving]
-        return torch.cat([context.signals.global_features(), terms.flatten()]).float()
-
-    def _mask(self, context: Context) -> Tensor:
-        """[2 + 2M] bool: what is allowed now; keep always is."""
-        mask = torch.zeros(self.n_actions, dtype=torch.bool)
-        mask[KEEP] = True
-        progress, config = context.signals.progress, self.config
-        if progress is not None and not config.quiet_start <= progress <= 1 - config.quiet_end:
-            return mask
-        doubted = context.signals.t_statistic < -config.doubt
-        mask[RESET] = bool(self.residual.any()) and not bool((doubted & (self.residual < 0)).any())
-        for place, i in enumerate(self.moving):
-            ready = bool(context.on[i]) and self.resting[i] == 0
-            room = config.bound + 1e-9 - config.step
-            mask[2 + 2 * place] = ready and float(self.residual[i]) <= room and not bool(doubted[i])
-            mask[3 + 2 * place] = ready and float(self.residual[i]) >= -room
-        return mask
-
-    def _apply(self, action: int, context: Context) -> list[Event]:
-        if action == KEEP:
-            return []
-        before = self.residual
-        if action == RESET:
-            self.residual = torch.zeros_like(before)
-            return [self._event(context, "reset", before)]
-        place, down = divmod(action - 2, 2)
-        i = self.moving[place]
-        self.residual = before.clone()
-        self.residual[i] += -self.config.step if down else self.config.step
-        self.resting[i] = self.config.cooldown
-        return [self._event(context, f"{'lower' if down else 'raise'} {self.terms.names[i]!r}", before)]
-
     def _event(self, context: Context, what: str, before: Tensor) -> Event:
         details = {
             "before": dict(zip(self.terms.names, before.tolist(), strict=True)),
-            "after": dict(zip(self.terms.names, self.residual.tolist(), strict=True)),
+            "after": dict(zip(self.terms.names, self.nudges.residual.tolist(), strict=True)),
             "rho": self.rho,
         }
         return Event(context.step, "action", what, details)
@@ -230,9 +159,9 @@ class LossMonitor(Modulator):
 
     def state_dict(self) -> dict[str, Any]:
         """Residual, agent with replay and generators, and the transition under way."""
-        return super().state_dict() | {
-            "residual": self.residual.clone(),
-            "resting": list(self.resting),
+        return {
+            **super().state_dict(),
+            **self.nudges.state_dict(),
             "next_decision": self.next_decision,
             "objective": self.objective,
             "before": None if self.before is None else [self.before[0].clone(), self.before[1]],
@@ -243,7 +172,7 @@ class LossMonitor(Modulator):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.residual, self.resting = state["residual"].clone(), list(state["resting"])
+        self.nudges.load_state_dict(state)
         self.next_decision, self.objective = state["next_decision"], state["objective"]
         self.before = None if state["before"] is None else (state["before"][0].clone(), state["before"][1])
         self.rewards, self.reward_mean, self.reward_square = state["rewards"]
@@ -273,19 +202,3 @@ class RandomMonitor(LossMonitor):
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.dice.set_state(state["dice"])
-
-
-def look_ahead_prior(observations: Tensor, edge: float) -> Tensor:
-    """Q₀: raising term i is worth tᵢ beyond ±edge and 0 within, lowering the opposite, keep and reset nothing.
-
-    Args:
-        observations: [B, 11 + 9M].
-        edge: how steady look-aheads must be to count.
-
-    Returns:
-        [B, 2 + 2M].
-    """
-    trust = observations[:, _N_GLOBAL:].unflatten(1, (-1, _N_TERM))[..., _TRUST]
-    worth = trust.sign() * (trust.abs() - edge).clamp_min(0)
-    moves = torch.stack([worth, -worth], dim=-1).flatten(1)
-    return torch.cat([torch.zeros_like(moves[:, :2]), moves], dim=1)

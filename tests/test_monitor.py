@@ -19,9 +19,10 @@ from toy import WEIGHTS, Run, train
 from adaptive_loss import LossExecutor, LossMonitor, MetaController
 from adaptive_loss import signals as signal
 from adaptive_loss.gradients import LookAhead
-from adaptive_loss.loss_monitor import KEEP, RESET, MonitorConfig, RandomMonitor, look_ahead_prior
+from adaptive_loss.loss_monitor import MonitorConfig, RandomMonitor
 from adaptive_loss.losses import Terms
 from adaptive_loss.meta_controller import RULE
+from adaptive_loss.rl.nudges import KEEP, RESET, look_ahead_prior
 from adaptive_loss.signals import Signals
 from adaptive_loss.weighting.base import Context
 
@@ -237,12 +238,12 @@ def test_masks(
 ) -> None:
     monitor, signals = MASKED, Signals(3, length)
     signals.step = step
-    monitor.residual[1:] = torch.tensor(nudges, dtype=torch.float64) * monitor.config.step
-    monitor.resting[1:] = resting
+    monitor.nudges.residual[1:] = torch.tensor(nudges, dtype=torch.float64) * monitor.config.step
+    monitor.nudges.resting[1:] = resting
     for gain in gains:
         values = torch.tensor(gain, dtype=torch.float64)
         signals.look(LookAhead(values, values, values, values.abs(), 1.0, GRAMIAN), 1.0)
-    mask = monitor._mask(context(signals, present=torch.tensor(present)))
+    mask = monitor.nudges.mask(context(signals, present=torch.tensor(present)))
     assert mask[KEEP] and len(mask) == 6
     if length is not None and not 5 <= step <= 85:
         assert int(mask.sum()) == 1
@@ -256,9 +257,9 @@ def test_masks(
         assert up == (free and nudges[place] < 6 and t >= -2)
         assert down == (free and nudges[place] > -6)
         if up:
-            assert float(monitor.residual[i]) + monitor.config.step <= BOUND + 1e-9
+            assert float(monitor.nudges.residual[i]) + monitor.config.step <= BOUND + 1e-9
         if down:
-            assert float(monitor.residual[i]) - monitor.config.step >= -BOUND - 1e-9
+            assert float(monitor.nudges.residual[i]) - monitor.config.step >= -BOUND - 1e-9
 
 
 def test_a_nudged_term_rests_for_two_decisions_and_the_residual_stays_bounded() -> None:
@@ -272,8 +273,8 @@ def test_a_nudged_term_rests_for_two_decisions_and_the_residual_stays_bounded() 
                 term = event.reason.split("'")[1]
                 assert decision - last.get(term, -9) > 2
                 last[term] = decision
-            assert event.details["after"] == dict(zip(WEIGHTS, monitor.residual.tolist(), strict=True))
-        assert float(monitor.residual.abs().max()) <= BOUND and monitor.residual[0] == 0
+            assert event.details["after"] == dict(zip(WEIGHTS, monitor.nudges.residual.tolist(), strict=True))
+        assert float(monitor.nudges.residual.abs().max()) <= BOUND and monitor.nudges.residual[0] == 0
     assert set(last) == {"helpful", "harmful"}
 
 
@@ -320,7 +321,7 @@ def test_rewards_do_not_depend_on_the_scale_of_the_weights() -> None:
     one, seven = LossMonitor(), LossMonitor()
     assert rewarded(1.0, one) == rewarded(7.0, seven)
     assert one.agent.transitions == seven.agent.transitions > 20
-    torch.testing.assert_close(one.residual, seven.residual)
+    torch.testing.assert_close(one.nudges.residual, seven.nudges.residual)
 
 
 def test_prior_follows_steady_look_aheads_and_doubts_the_rest() -> None:

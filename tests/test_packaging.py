@@ -50,7 +50,7 @@ PARTS: dict[str, set[str]] = {
     "knob": {"events"},
     "weighting": {"events", "knob", "signals", "lookahead"},
     "modulator": {"weighting"},
-    "rl": {"signals"},
+    "rl": {"weighting"},
     "meta_controller": {"modulator", "guards", "cards"},
     "loss_monitor": {"modulator", "guards", "rl", "cards"},
     "loss_executor": {
