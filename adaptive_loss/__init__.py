@@ -1,6 +1,7 @@
 """Real-time adaptive loss functions: a model's loss weights, adapted while it trains.
 
-Importing the package imports no torch: what it offers is loaded on first use (PEP 562).
+Importing the package imports no torch: what it offers is loaded on first use (PEP 562). Gymnasium, where it is
+installed, is told of the environment ``adaptive_loss/LossWeighting-v0``.
 
 Example:
     >>> from adaptive_loss import LossExecutor
@@ -58,3 +59,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _register_environments() -> None:
+    try:
+        from gymnasium import register
+    except ImportError:  # it comes with the `rl` extra
+        return
+    register(id="adaptive_loss/LossWeighting-v0", entry_point="adaptive_loss.meta.env:LossWeighting")
+
+
+_register_environments()

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -253,16 +255,40 @@ def slopes(products: Tensor, weights: Tensor) -> Tensor:
         >>> slopes(A, torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()  # term 0 alone is all that serves
         [[0.0, 0.0]]
     """
-    absent = products.diagonal(dim1=1, dim2=2)[:, :-1].isnan()
-    known = products.nan_to_num(0.0) if absent.any() else products
-    terms, to_probe = known[:, :-1, :-1], known[:, :-1, -1]
-    norms = known.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-    along = terms @ weights
-    whole = along @ weights
-    cancelled = whole <= _CANCELLED * (norms[:, :-1] @ weights) ** 2
-    part = torch.where(cancelled, 0.0, (to_probe @ weights) / whole)
-    found = (to_probe - along * part[:, None]) / (norms[:, :-1] * norms[:, -1:]).clamp_min(1e-300)
-    return found.masked_fill(absent, math.nan)
+    return torch.from_numpy(Gramians(products).slopes(weights.numpy()))
+
+
+class Gramians:
+    """M Gramians, made ready to be asked for :func:`slopes` at one weight after another.
+
+    In NumPy, whose calls on so small arrays cost a third of PyTorch's: a controller asks eight times a look-ahead.
+
+    Args:
+        products: [M, K+1, K+1] float64 as for :func:`slopes`.
+    """
+
+    def __init__(self, products: Tensor) -> None:
+        given = products.numpy()
+        squares = np.diagonal(given, axis1=1, axis2=2)
+        self.absent = np.isnan(squares[:, :-1])
+        known = np.nan_to_num(given) if self.absent.any() else given
+        norms = np.sqrt(np.maximum(np.diagonal(known, axis1=1, axis2=2), 0.0))
+        self.terms, self.to_probe, self.norms = known[:, :-1, :-1], known[:, :-1, -1], norms[:, :-1]
+        self.scale = np.maximum(self.norms * norms[:, -1:], 1e-300)
+
+    def slopes(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[M, K] h̃ at ``weights``, [K]; NaN for absent terms."""
+        along = self.terms @ weights
+        whole = along @ weights
+        cancelled = whole <= _CANCELLED * (self.norms @ weights) ** 2
+        part = np.where(cancelled, 0.0, (self.to_probe @ weights) / np.where(cancelled, 1.0, whole))
+        found = (self.to_probe - along * part[:, None]) / self.scale
+        return np.where(self.absent, math.nan, found)
+
+    def shares(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[K] lengths ‖wᵢgᵢ‖_P of the newest, as shares of their sum."""
+        lengths = weights * self.norms[-1]
+        return lengths / max(lengths.sum(), 1e-300)
 
 
 def length_ratio(products: Tensor, before: Tensor, after: Tensor) -> float:

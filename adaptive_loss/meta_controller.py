@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptive_loss import signals as signal
@@ -21,6 +23,7 @@ from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
 from adaptive_loss.weighting.base import Context
 
+Array = NDArray[np.float64]
 POLICIES = Path(__file__).parent / "policies"
 EPOCH_STEPS = 200
 """Steps between actions where there is neither a probe nor an ``end_epoch()``."""
@@ -47,7 +50,7 @@ class ControllerLaw:
     log wᵢ += −calibration·log(shareᵢ/share_base), the base being the mean term where none is declared.
 
     A law that ``climbs`` makes that move in eight parts and asks after each of them what the remembered look-aheads
-    would have said at the weights it has come to (:meth:`~adaptive_loss.signals.Signals.recalled`). So it goes as far
+    would have said at the weights it has come to (:class:`~adaptive_loss.signals.Recall`). So it goes as far
     as the evidence reaches and stops there: it overshoots less and, from right weights, walks less with the noise. It
     raises no term above its start weight whose weighted gradient is longer than the base's already, and where the
     whole gradient's length has changed, it tells the optimizer's memory
@@ -180,13 +183,14 @@ class MetaController(Modulator):
 
     def _act(self, context: Context, looked: bool) -> list[Event]:
         before = self.log_gain
-        moved = before
+        way = np.zeros(len(before))
         if looked and context.signals.look_aheads == 1:
-            moved = moved - self._calibration(context)
-        linear, size = self._linear(context), self._step_size(context)
+            way = way - self._calibration(context)
+        urge_after, size = self._urge_after(context, looked), self._step_size(context)
         rounds = _ROUNDS if self.law.climbs else 1
         for _ in range(rounds):
-            moved = moved + size / rounds * self._urge(context, moved - before, looked, linear)
+            way = way + size / rounds * urge_after(way)
+        moved = before + torch.from_numpy(way)
         moved = torch.where(self.terms.movable & context.on, moved, before).clamp(-REACH, REACH)
         self.log_gain, self.last_action = moved, context.step
         change = (moved - before).tolist()
@@ -200,37 +204,39 @@ class MetaController(Modulator):
         }
         return [Event(context.step, "controller", "look-ahead" if looked else "epoch", details)]
 
-    def _urge(self, context: Context, way: Tensor, looked: bool, linear: Tensor) -> Tensor:
-        """[K] b(xᵢ) of the law, after ``way``, [K] nats, of this move."""
-        movable = self.terms.movable & context.on
+    def _urge_after(self, context: Context, looked: bool) -> Callable[[Array], Array]:
+        """way → b(xᵢ) of the law, both [K], after a part ``way`` of this move, in nats."""
+        signals, law = context.signals, self.law
+        movable, linear = (self.terms.movable & context.on).numpy(), self._linear(context)
+        band = law.early_band if self._is_early(context) else law.late_band
         if not looked:
-            return torch.where(movable, self._beyond_band(context, linear), 0.0)
-        trust, share = self._evidence(context, way)
-        base, outgrown = self.terms.base_index, torch.zeros_like(movable)
-        if base is not None:
-            outgrown = share > share[base]
-            trust = torch.where(outgrown, trust - self.law.against_base * trust[base], trust)
-        urge = self._beyond_band(context, trust * self._gain(context) + linear)
-        stops = outgrown & (self.log_gain + way >= 0) & (urge > 0) & self.law.climbs
-        return torch.where(movable & ~stops, urge, 0.0)
+            return lambda _: np.where(movable, _beyond(linear, band), 0.0)
+        weights, gained = context.weights.numpy(), self.log_gain.numpy()
+        gain, base = self._gain(context), self.terms.base_index
+        recall, known = signals.recall() if law.climbs else None, (signals.trust.numpy(), signals.share.numpy())
 
-    def _evidence(self, context: Context, way: Tensor) -> tuple[Tensor, Tensor]:
-        """[K] trust and share of the look-aheads, as they were or, for a law that climbs, where it has come to."""
-        signals = context.signals
-        return signals.recalled(context.weights * way.exp()) if self.law.climbs else (signals.trust, signals.share)
+        def urge_after(way: Array) -> Array:
+            trust, share = known if recall is None else recall.at(weights * np.exp(way))
+            may = movable
+            if base is not None:
+                outgrown = share > share[base]
+                trust = np.where(outgrown, trust - law.against_base * trust[base], trust)
+                may = movable & ~(outgrown & (gained + way >= 0)) if law.climbs else movable
+            urge = _beyond(trust * gain + linear, band)
+            return np.where(may | movable & (urge < 0), urge, 0.0)
 
-    def _beyond_band(self, context: Context, urge: Tensor) -> Tensor:
-        band = self.law.early_band if self._is_early(context) else self.law.late_band
-        return urge.sign() * ((urge.abs() - band) / (1 - band)).clamp(0, 1)
+        return urge_after
 
     def _gain(self, context: Context) -> float:
         return self.law.gain + float(context.signals.global_features()[_PROGRESS] @ _vector(self.law.trust))
 
-    def _linear(self, context: Context) -> Tensor:
+    def _linear(self, context: Context) -> Array:
         law, progress = self.law, min(1.0, context.signals.progress or 0.0)
+        if not any((*law.features, *law.late_features, *law.drift)):  # then they need not be made
+            return np.zeros(len(self.terms.names))
         terms = context.signals.term_features(context.weights, context.weights, context.start)
         drift = float(context.signals.global_features()[_PROGRESS] @ _vector(law.drift))
-        return terms @ (_vector(law.features) + progress * _vector(law.late_features)) + drift
+        return (terms @ (_vector(law.features) + progress * _vector(law.late_features)) + drift).numpy()
 
     def _step_size(self, context: Context) -> float:
         return self.law.early_step if self._is_early(context) else self.law.late_step
@@ -246,11 +252,11 @@ class MetaController(Modulator):
             after = after * (before.sum() / after.sum())
         return length_ratio(context.signals.gramians[-1], before, after)
 
-    def _calibration(self, context: Context) -> Tensor:
+    def _calibration(self, context: Context) -> Array:
         share = context.signals.share.clamp_min(1e-12).log()
         base = self.terms.base_index
         reference = share[context.on].mean() if base is None else share[base]
-        return self.law.calibration * (share - reference)
+        return (self.law.calibration * (share - reference)).numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """Gains and the clock of actions; the law itself is a setting, not state."""
@@ -265,6 +271,11 @@ class MetaController(Modulator):
 def _blind(context: Context) -> bool:
     """Whether there is no probe, or none of its look-aheads has come: its graph is lost, or it is never finite."""
     return context.objective is None or context.signals.look_aheads == 0
+
+
+def _beyond(urge: Array, band: float) -> Array:
+    """b(x) = sign(x)·clip((|x| − τ)/(1 − τ), 0, 1)."""
+    return np.sign(urge) * ((np.abs(urge) - band) / (1 - band)).clip(0, 1)
 
 
 def _vector(values: tuple[float, ...]) -> Tensor:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from adaptive_loss.gradients import LookAhead, slopes
+from adaptive_loss.gradients import Gramians, LookAhead
 
 VERSION = 1
 """Changes whenever a feature changes its meaning, so that a policy trained on other signals is refused."""
@@ -179,21 +181,9 @@ class Signals:
         """[K] tᵢ in [−1, 1]: how steadily the look-aheads say that term i deserves more weight."""
         return (self.gain / self.gain_square.sqrt().clamp_min(1e-300)).clamp(-1, 1)
 
-    def recalled(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``trust`` and ``share`` would be had all remembered look-aheads been at these weights, each [K].
-
-        A trust from old weights lags behind: it goes on saying "more" for many look-aheads after a weight has become
-        right. Asked at the weights in question, the same evidence says where to stop.
-        """
-        if not len(self.gramians):
-            return self.trust, self.share
-        gains = slopes(self.gramians, weights)
-        age = torch.arange(len(gains) - 1, -1, -1, dtype=torch.float64)
-        part = (1 - _GAIN) * _GAIN ** age[:, None] * ~gains.isnan()
-        gains = gains.nan_to_num(0.0)
-        trust = (part * gains).sum(0) / (part * gains**2).sum(0).sqrt().clamp_min(_ROUNDING)
-        lengths = weights * self.gramians[-1].diagonal()[:-1].nan_to_num(0.0).clamp_min(0).sqrt()
-        return trust.clamp(-1, 1), lengths / lengths.sum().clamp_min(1e-300)
+    def recall(self) -> Recall | None:
+        """The remembered look-aheads, to be asked at other weights; None where there are none yet."""
+        return Recall(self.gramians) if len(self.gramians) else None
 
     @property
     def t_statistic(self) -> Tensor:
@@ -255,6 +245,36 @@ class Signals:
                 value.sum, value.weight = (part.clone() for part in loaded)
             else:
                 setattr(self, name, loaded.clone() if isinstance(loaded, Tensor) else loaded)
+
+
+class Recall:
+    """What ``trust`` and ``share`` would be had all remembered look-aheads been at other weights.
+
+    A trust from old weights lags behind: it goes on saying "more" for many look-aheads after a weight has become
+    right. Asked at the weights in question, the same evidence says where to stop.
+
+    Args:
+        gramians: [M, K+1, K+1], the newest last.
+
+    Example:
+        >>> A = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]], dtype=torch.float64)
+        >>> trust, share = Recall(A).at(np.array([1.0, 1e-9]))  # term 0 alone is what serves
+        >>> share.round(6).tolist()
+        [1.0, 0.0]
+    """
+
+    def __init__(self, gramians: Tensor) -> None:
+        self.gramians = Gramians(gramians)
+        age = np.arange(len(gramians) - 1, -1, -1)
+        self.part = (1 - _GAIN) * _GAIN ** age[:, None] * ~self.gramians.absent
+
+    def at(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Trust and share at ``weights``, each [K]."""
+        gains = np.nan_to_num(self.gramians.slopes(weights))
+        weighted = self.part * gains
+        root = np.sqrt((weighted * gains).sum(0))
+        trust = weighted.sum(0) / np.maximum(root, _ROUNDING)
+        return trust.clip(-1, 1), self.gramians.shares(weights)
 
 
 def log_ratio(top: float, bottom: float) -> float:

@@ -1,0 +1,127 @@
+"""Episodes of weighing losses: one training run each, N of them at once, with forks that say what a nudge was worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from adaptive_loss.lookahead import Schedule
+from adaptive_loss.meta.families.base import Family
+from adaptive_loss.meta.fleet import STEPS, Fleet
+from adaptive_loss.meta.steering import Steering, StepSeen
+from adaptive_loss.meta_controller import CLIMB, ControllerLaw
+from adaptive_loss.rl.nudges import MonitorConfig
+
+CLIP = 1.0
+"""Greatest reward either way, in nats of the objective: no single run decides."""
+
+
+class Episodes:
+    """N training runs of one family whose weights are nudged, each beside two others that are not.
+
+    Row n is the run that is nudged; row N + n forks from it before every action, keeps, and is trained on the same
+    batches until the next; row 2N + n is a run of its own that is never nudged. An action's reward is
+    r = log L_keep − log L_action, of the objective on one draw of held-out data; at the end of the run
+    log J_never − log J_nudged of the judged losses is added. Both are clipped to ±1, and neither changes with the
+    scale of the weights.
+
+    Args:
+        family: a draw of what the runs share.
+        seeds: one a run.
+        law: the controller's, whose weights are nudged; None for start weights held.
+        config: when to decide, and what a nudge is.
+        steps: length of the runs.
+
+    Example:
+        >>> from adaptive_loss.meta.fleet import draw_family
+        >>> episodes = Episodes(draw_family("multitask", 0), seeds=[1, 2], steps=40)
+        >>> rewards = episodes.act([0, 2])  # one keeps, the other raises its first auxiliary
+        >>> rewards[0].item(), episodes.is_over
+        (0.0, False)
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        seeds: Sequence[int],
+        law: ControllerLaw | None = CLIMB,
+        config: MonitorConfig = MonitorConfig(),
+        steps: int = STEPS,
+    ) -> None:
+        self.n, self.config = len(seeds), config
+        self.fleet = Fleet(family, seeds, steps, copies=3)
+        self.steered = [self._steering(family, row, law, steps) for row in range(3 * self.n)]
+        controller = self.steered[0].controller
+        self.schedule = Schedule() if controller is None else controller.schedule
+        self.every = max(config.every, steps // config.decisions)
+        self._nudged = torch.arange(self.n)
+        self._train(self.every)
+
+    def _steering(self, family: Family, row: int, law: ControllerLaw | None, steps: int) -> Steering:
+        start = dict(zip(family.terms, self.fleet.start[row].tolist(), strict=True))
+        return Steering(start, family.base, law, steps, self.config)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the runs have ended."""
+        return self.fleet.done >= self.fleet.steps
+
+    def observations(self) -> Tensor:
+        """[N, 11 + 9M]."""
+        return torch.stack([s.nudges.observation(s.context(), 1.0) for s in self.steered[: self.n]])
+
+    def masks(self) -> Tensor:
+        """[N, 2 + 2M] bool, the actions that are allowed."""
+        return torch.stack([s.nudges.mask(s.context()) for s in self.steered[: self.n]])
+
+    def act(self, actions: Sequence[int]) -> Tensor:
+        """Do one allowed action a run and train on until the next decision; the rewards, [N]."""
+        self.fleet.copy(self._nudged, self._nudged + self.n)
+        for steering, kept, action in zip(self.steered, self.steered[self.n :], actions, strict=False):
+            kept.nudges.residual = steering.nudges.residual
+            steering.nudges.rest()
+            steering.nudges.apply(int(action))
+        self._train(min(self.every, self.fleet.steps - self.fleet.done))
+        with torch.no_grad():
+            found = self.fleet.objective().double()
+        rewards = _gain(found[self.n : 2 * self.n], found[: self.n])
+        return rewards + self.last_gain() if self.is_over else rewards
+
+    def last_gain(self) -> Tensor:
+        """[N] log J_never − log J_nudged of the judged losses as they are now."""
+        judged = self.fleet.judged().double()
+        return _gain(judged[2 * self.n :], judged[: self.n])
+
+    def _weights(self) -> Tensor:
+        """[3N, K]; a fork follows its run's controller, so that all it lacks is the nudge."""
+        runs, forks, others = self.steered[: self.n], self.steered[self.n : 2 * self.n], self.steered[2 * self.n :]
+        kept = [run.weights(fork.nudges.residual) for run, fork in zip(runs, forks, strict=True)]
+        return torch.stack([*(run.weights() for run in runs), *kept, *(other.weights() for other in others)])
+
+    def _train(self, steps: int) -> None:
+        for _ in range(steps):
+            losses, weights = self.fleet.losses(), self._weights()
+            looked = self.schedule.due(self.fleet.done, self.fleet.steps)
+            products, objective = self.fleet.products(losses) if looked else (None, None)
+            values = self.fleet.step(weights, losses)
+            norms, rates = self.fleet.norms.tolist(), self.fleet.rate.tolist()
+            for row in (*range(self.n), *range(2 * self.n, 3 * self.n)):
+                found = None if products is None or objective is None else (products[row], float(objective[row]))
+                seen = StepSeen(values[row], norms[row], rates[row], *(found or ()))
+                self.steered[row].take(seen, partial(self._rescale, row))
+
+    def _rescale(self, row: int, ratio: float) -> None:
+        ratios = torch.ones(len(self.fleet))
+        rows = [row, row + self.n] if row < self.n else [row]
+        ratios[rows] = ratio
+        self.fleet.optimizer.rescale(ratios)
+
+
+def _gain(worse: Tensor, better: Tensor) -> Tensor:
+    """log worse − log better, clipped to ±1; a loss that is not finite counts as endless."""
+    logs = [value.nan_to_num(math.inf).clamp(1e-30, 1e30).log() for value in (worse, better)]
+    return (logs[0] - logs[1]).clamp(-CLIP, CLIP)

@@ -1,0 +1,106 @@
+"""What the executor does around a step, for one row of a fleet: signals, controller, residual, weights; no guards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptive_loss.gradients import LookAhead, look_ahead
+from adaptive_loss.guards import REACH
+from adaptive_loss.losses import Terms
+from adaptive_loss.meta_controller import ControllerLaw, MetaController
+from adaptive_loss.rl.nudges import MonitorConfig, Nudges
+from adaptive_loss.signals import Signals
+from adaptive_loss.weighting.base import Context
+
+
+@dataclass(frozen=True)
+class StepSeen:
+    """What one row's step showed.
+
+    Args:
+        values: [K] its losses.
+        norm: length of the gradient that the optimizer saw.
+        rate: the learning rate.
+        products: [K+1, K+1] Gramian of its look-ahead, None where there was none.
+        objective: the probe's value of that look-ahead.
+    """
+
+    values: Tensor
+    norm: float
+    rate: float
+    products: Tensor | None = None
+    objective: float = float("nan")
+
+
+class Steering:
+    """Signals and weights of one run: w = start · exp(controller + residual), its sum kept where there is no base.
+
+    It differs from the executor in that there are no guards: nothing is rejected, and no weight but the reach's bound
+    holds.
+
+    Args:
+        start: name → start weight.
+        base: the base term, or None.
+        law: the controller's; None for none.
+        steps: length of the run.
+        config: the residual's steps and bounds.
+    """
+
+    def __init__(
+        self,
+        start: Mapping[str, float],
+        base: str | None,
+        law: ControllerLaw | None,
+        steps: int,
+        config: MonitorConfig = MonitorConfig(),
+    ) -> None:
+        self.terms = Terms(dict(start), base)
+        self.controller = None if law is None else MetaController(law)
+        if self.controller is not None:
+            self.controller.bind(self.terms, steps, seed=0)
+        self.nudges = Nudges(self.terms, config)
+        self.signals = Signals(len(start), steps)
+        self.applied = self.terms.start_weights
+        self._present = self.terms.active
+
+    def weights(self, residual: Tensor | None = None) -> Tensor:
+        """[K] the weights now, or as they would be with another ``residual``, [K] nats."""
+        gain = self.nudges.residual if residual is None else residual
+        if self.controller is not None:
+            gain = gain + self.controller.gains()
+        start = self.terms.start_weights
+        raw = start * torch.where(self.terms.movable, gain.clamp(-REACH, REACH), 0.0).exp()
+        return raw * (start.sum() / raw.sum()) if self.terms.base is None else raw
+
+    def take(self, seen: StepSeen, rescale: Callable[[float], None]) -> None:
+        """Learn from a step that was made under :meth:`weights`."""
+        self.applied = self.weights()
+        self.signals.update(seen.values, gradient_norm=seen.norm, learning_rate=seen.rate)
+        if seen.products is not None:
+            self.signals.look(self._look(seen.products, seen.objective), self._train(seen.values))
+        if self.controller is not None:
+            self.controller.after_step(self.context(seen.products is not None, rescale))
+
+    def context(self, looked: bool = False, rescale: Callable[[float], None] | None = None) -> Context:
+        """What a modulator may look at."""
+        return Context(
+            step=self.signals.step,
+            present=self._present,
+            signals=self.signals,
+            weights=self.applied,
+            start=self.terms.start_weights,
+            looked=looked,
+            objective=lambda: self.signals.probe,
+            rescale=rescale,
+        )
+
+    def _look(self, products: Tensor, objective: float) -> LookAhead:
+        return look_ahead(products, self.applied, self.terms.base_index, objective)
+
+    def _train(self, values: Tensor) -> float:
+        base = self.terms.base_index
+        return float(self.applied @ values if base is None else values[base])
