@@ -11,7 +11,7 @@ from typing import Any
 class Event:
     """One intervention: when, what, why, and its details (before → after).
 
-    ``kind`` is one of skip, clamp, controller, action, switch, alarm, quarantine, rollback.
+    ``kind`` is one of skip, clamp, controller, action, gate, switch, alarm, quarantine, rollback.
     """
 
     step: int

@@ -18,7 +18,7 @@ def identity(terms: Terms, weighting: Weighting, modulators: Sequence[Modulator]
         "targets": ", ".join(terms.targets),
         "reductions": ", ".join(f"{name} × {r.factor:g}" for name, r in terms.reductions.items()),
         "weighting": weighting.name,
-        "modulators": ", ".join(type(modulator).__name__ for modulator in modulators),
+        "modulators": ", ".join(modulator.identity for modulator in modulators),
     }
 
 

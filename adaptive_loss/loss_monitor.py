@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_loss import signals as signal
-from adaptive_loss.cards import read_card
 from adaptive_loss.events import Event
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
 from adaptive_loss.parallel import first_decides
+from adaptive_loss.policy_files import POLICIES, check_like, read_policy, refusing
 from adaptive_loss.rl.dqn import DQN
+from adaptive_loss.rl.forecast_gate import ForecastGate
+from adaptive_loss.rl.networks import stack
 from adaptive_loss.rl.nudges import KEEP, N_GLOBAL, N_TERM, MonitorConfig, Nudges, new_network
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.signals import log_ratio
 from adaptive_loss.weighting.base import Context
 
-POLICIES = Path(__file__).parent / "policies"
+_MOST_NETWORKS = 64
 
 
 class LossMonitor(Modulator):
@@ -35,12 +37,22 @@ class LossMonitor(Modulator):
     from the ``select_loss`` given to ``end_epoch``; without either it keeps. Untrained, its values start from the sign
     of steady look-aheads; it learns during the run. Of several ranks the first one decides for all.
 
+    With trained networks it does not learn, draws nothing and reads no objective: it leaves keep only for an action
+    whose mean − std over the networks of Q(action) − Q(keep) is above 0. ``online`` has it learn on from them, and
+    explore as an untrained one does: never in the quiet first and last part of a run of known length.
+
+    The ``select_loss`` of every ``end_epoch``, or 1 − ``select_accuracy`` where only that is given, feeds a gate: where
+    held-out losses turn out worse than their trend while ρ·u ≠ 0, it lowers ρ to 0 for the rest of the run
+    (:class:`~adaptive_loss.rl.forecast_gate.ForecastGate`).
+
     Args:
-        rho: ρ in [0, 1]; 0 learns and logs, and changes nothing.
+        rho: ρ in [0, 1], as long as the gate is open; 0 learns and logs, and changes nothing.
         config: settings.
+        network: the parameters of E trained networks, each [E, ...], as a policy holds them; None starts untrained.
+        online: learn on from ``network``.
 
     Raises:
-        ValueError: ρ outside [0, 1].
+        ValueError: ρ outside [0, 1], or parameters of other networks than the monitor's.
 
     Example:
         >>> from adaptive_loss import LossExecutor, LossMonitor
@@ -50,21 +62,44 @@ class LossMonitor(Modulator):
         4
     """
 
-    def __init__(self, rho: float = 1.0, config: MonitorConfig = MonitorConfig()) -> None:
+    def __init__(
+        self,
+        rho: float = 1.0,
+        config: MonitorConfig = MonitorConfig(),
+        *,
+        network: Mapping[str, Tensor] | None = None,
+        online: bool = False,
+    ) -> None:
         if not 0 <= rho <= 1:
             raise ValueError(f"the monitor's rho is {rho}: give a number in [0, 1]")
-        self.rho, self.config = rho, config
+        if network is not None:
+            config = replace(config, dqn=replace(config.dqn, ensemble=_checked(network, config)))
+        self.rho, self.config, self.network = rho, config, network
+        self.frozen = network is not None and not online
 
     @classmethod
-    def from_policy(cls, folder: str | Path | None) -> LossMonitor:
-        """The monitor with the ρ that the evidence on a policy's card allows; None is the package's own."""
-        file = Path(folder or POLICIES) / "monitor.json"
-        return read_card(file, "the monitor's card", lambda card: cls(float(card["rho"])), signal.VERSION)
+    def from_policy(cls, folder: str | Path | None, rho: float | None = None, online: bool = False) -> LossMonitor:
+        """The monitor of a policy folder, with its networks where it has some.
+
+        Args:
+            folder: with ``monitor.json`` and maybe ``monitor.safetensors``; None is the package's own.
+            rho: None takes what the evidence on the card allows.
+            online: learn on from the policy's networks.
+
+        Raises:
+            ValueError: one of the files is damaged or not a monitor's, or was made for signals of another version.
+        """
+        folder = Path(folder or POLICIES)
+        card, tensors = read_policy(folder, "monitor")
+        with refusing(folder / "monitor.json"):
+            allowed = float(card["rho"])
+            return cls(allowed if rho is None else rho, network=tensors or None, online=online)
 
     def bind(self, terms: Terms, total_steps: int | None, seed: int) -> None:
         """Allocate the agent for the terms that may move."""
         super().bind(terms, total_steps, seed)
-        self.nudges = Nudges(terms, self.config)
+        self.nudges, self.gate = Nudges(terms, self.config), ForecastGate()
+        self.suggestions: Counter[str] = Counter()
         self.next_decision = 0
         self.objective: float | None = None
         self.before: tuple[Tensor, int] | None = None
@@ -79,10 +114,24 @@ class LossMonitor(Modulator):
             seed=own_generator(seed, "monitor").initial_seed(),
             default_action=KEEP,
         )
+        if self.network is not None:
+            self.agent.online.load_state_dict(self.network)
+            self.agent.target.load_state_dict(self.network)
+
+    @property
+    def identity(self) -> str:
+        """Its kind and, with trained networks, how many there are and whether they learn on."""
+        trained = f" of {self.config.dqn.ensemble} trained networks, {'frozen' if self.frozen else 'learning on'}"
+        return super().identity + (trained if self.network is not None else "")
+
+    @property
+    def strength(self) -> float:
+        """ρ times what its gate has left of it."""
+        return self.rho * self.gate.share
 
     def gains(self) -> Tensor:
         """[K] ρ·u."""
-        return self.rho * self.nudges.residual
+        return self.strength * self.nudges.residual
 
     def after_step(self, context: Context) -> list[Event]:
         """Decide, where it is time and there is a probe."""
@@ -90,23 +139,25 @@ class LossMonitor(Modulator):
             return []
         length = context.step if self.total_steps is None else self.total_steps
         self.next_decision = context.step + max(self.config.every, length // self.config.decisions)
-        return self._decide(context, context.objective())
+        return self._decide(context, None if self.frozen else context.objective())
 
     def end_epoch(self, context: Context, metrics: Mapping[str, float]) -> list[Event]:
-        """Without a probe, decide on the select split's loss where it is given."""
+        """Show the gate how the epoch has ended; without a probe, decide on the select split's loss, where given."""
+        loss = metrics.get("select_loss", 1 - metrics.get("select_accuracy", math.nan))
+        events = self.gate.observe(context.step, float(loss), acting=bool(self.gains().any()))
         if context.objective is None and "select_loss" in metrics and self.nudges.moving:
-            return self._decide(context, float(metrics["select_loss"]))
-        return []
+            events += self._decide(context, float(metrics["select_loss"]))
+        return events
 
     @property
     def _has_ended(self) -> bool:
         """Whether the last transition is stored; from then on it would only keep, and learn nothing from it."""
         return self.objective is not None and self.before is None
 
-    def _decide(self, context: Context, objective: float) -> list[Event]:
-        if not math.isfinite(objective):
+    def _decide(self, context: Context, objective: float | None) -> list[Event]:
+        if objective is not None and not math.isfinite(objective):
             return []
-        observation, mask = self.nudges.observation(context, self.rho), self.nudges.mask(context)
+        observation, mask = self.nudges.observation(context, self.strength), self.nudges.mask(context)
         over = context.signals.progress is not None and context.signals.progress > 1 - self.config.quiet_end
         self._learn(observation, mask, objective, over)
         action = first_decides(self._choose(observation, mask), context.group)
@@ -114,14 +165,17 @@ class LossMonitor(Modulator):
         self.nudges.rest()
         before = self.nudges.residual
         what = self.nudges.apply(action)
-        return [] if what is None else [self._event(context, what, before)]
+        if what is None:
+            return []
+        self.suggestions[what] += 1
+        return [self._event(context, what, before)]
 
     def _choose(self, observation: Tensor, mask: Tensor) -> int:
-        return self.agent.act(observation, mask)
+        return self.agent.act(observation, mask, explore=not self.frozen)
 
-    def _learn(self, observation: Tensor, mask: Tensor, objective: float, over: bool) -> None:
+    def _learn(self, observation: Tensor, mask: Tensor, objective: float | None, over: bool) -> None:
         """Store the transition that ends here and learn from the replay."""
-        if self.before is None or self.objective is None:
+        if self.frozen or self.before is None or self.objective is None or objective is None:
             return
         reward = self._reward(log_ratio(self.objective, objective))
         last, action = self.before
@@ -142,7 +196,7 @@ class LossMonitor(Modulator):
         details = {
             "before": dict(zip(self.terms.names, before.tolist(), strict=True)),
             "after": dict(zip(self.terms.names, self.nudges.residual.tolist(), strict=True)),
-            "rho": self.rho,
+            "rho": self.strength,
         }
         return Event(context.step, "action", what, details)
 
@@ -157,11 +211,21 @@ class LossMonitor(Modulator):
             "epsilon": self.agent.epsilon,
         }
 
+    def summary(self) -> dict[str, Any]:
+        """What it has done, or in shadow would have: how often each action, the residual u in nats, ρ as it is now."""
+        return {
+            "rho": self.strength,
+            "suggestions": dict(sorted(self.suggestions.items())),
+            "residual": dict(zip(self.terms.names, self.nudges.residual.tolist(), strict=True)),
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """Residual, agent with replay and generators, and the transition under way."""
+        """Residual, gate, agent with replay and generators, and the transition under way."""
         return {
             **super().state_dict(),
             **self.nudges.state_dict(),
+            "gate": self.gate.state_dict(),
+            "suggestions": dict(self.suggestions),
             "next_decision": self.next_decision,
             "objective": self.objective,
             "before": None if self.before is None else [self.before[0].clone(), self.before[1]],
@@ -173,6 +237,8 @@ class LossMonitor(Modulator):
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.nudges.load_state_dict(state)
+        self.gate.load_state_dict(state["gate"])
+        self.suggestions = Counter(state["suggestions"])
         self.next_decision, self.objective = state["next_decision"], state["objective"]
         self.before = None if state["before"] is None else (state["before"][0].clone(), state["before"][1])
         self.rewards, self.reward_mean, self.reward_square = state["rewards"]
@@ -191,7 +257,7 @@ class RandomMonitor(LossMonitor):
         allowed = mask.nonzero().flatten()
         return int(allowed[torch.randint(len(allowed), (), generator=self.dice)])
 
-    def _learn(self, observation: Tensor, mask: Tensor, objective: float, over: bool) -> None:
+    def _learn(self, observation: Tensor, mask: Tensor, objective: float | None, over: bool) -> None:
         """It does not."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,3 +268,18 @@ class RandomMonitor(LossMonitor):
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.dice.set_state(state["dice"])
+
+
+def _checked(network: Mapping[str, Tensor], config: MonitorConfig) -> int:
+    """E, the number of networks whose stacked parameters these are.
+
+    Raises:
+        ValueError: they are not those of networks of the monitor's build, or there are more than 64.
+    """
+    count = next((len(tensor) for tensor in network.values() if tensor.dim()), 0)
+    if not 1 <= count <= _MOST_NETWORKS:
+        raise ValueError(f"it holds {count} networks: the monitor takes 1 to {_MOST_NETWORKS}")
+    with torch.device("meta"):  # names and shapes alone, and no draw from the caller's generator
+        like = stack([new_network(config)]).state_dict()
+    check_like(network, {name: one.expand(count, *one.shape[1:]) for name, one in like.items()})
+    return count

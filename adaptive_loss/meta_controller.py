@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,17 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptive_loss import signals as signal
-from adaptive_loss.cards import read_card
 from adaptive_loss.events import Event
 from adaptive_loss.gradients import length_ratio
 from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
+from adaptive_loss.policy_files import POLICIES, check_like, read_policy, refusing
 from adaptive_loss.weighting.base import Context
 
 Array = NDArray[np.float64]
-POLICIES = Path(__file__).parent / "policies"
 EPOCH_STEPS = 200
 """Steps between actions where there is neither a probe nor an ``end_epoch()``."""
 
@@ -103,32 +101,24 @@ class ControllerLaw:
     def _learned(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if not isinstance(value, bool)}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every learned parameter by its name, float64: a number [], several [6] or [9]. With ``climbs``, all of it."""
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._learned().items()}
+
     @classmethod
-    def load(cls, file: Path) -> ControllerLaw:
-        """Read a law from its JSON file.
+    def load(cls, card_file: Path) -> ControllerLaw:
+        """Read a law from its card, which says whether it ``climbs``, and the tensors beside it.
 
         Raises:
-            ValueError: the file is damaged, or was made for signals of another version.
+            ValueError: one of the files is damaged or not the law's, or was made for signals of another version.
         """
-        return read_card(file, "the controller's law", lambda card: cls._checked(card["law"]), signal.VERSION)
-
-    @classmethod
-    def _checked(cls, law: Mapping[str, Any]) -> ControllerLaw:
-        """A law from a file's mapping, every parameter a finite number or as many of them as there should be."""
-        values = {name: _like(default, law[name], name) for name, default in asdict(cls()).items()}
-        return cls(**values)
-
-
-def _like(default: Any, value: Any, name: str) -> Any:
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name!r} must be true or false")
-        return value
-    numbers = [float(v) for v in value] if isinstance(default, tuple) else [float(value)]
-    wanted = len(default) if isinstance(default, tuple) else 1
-    if len(numbers) != wanted or not all(math.isfinite(v) for v in numbers):
-        raise ValueError(f"{name!r} must be {wanted} finite number{'s' * (wanted > 1)}")
-    return tuple(numbers) if isinstance(default, tuple) else numbers[0]
+        card, tensors = read_policy(card_file.parent, card_file.stem)
+        with refusing(card_file):
+            check_like(tensors, cls().tensors())
+            if not isinstance(card["climbs"], bool):
+                raise ValueError("'climbs' must be true or false")
+            values = {name: tuple(t.tolist()) if t.dim() else t.item() for name, t in tensors.items()}
+            return cls(**cast("dict[str, Any]", values), climbs=card["climbs"])
 
 
 RULE = ControllerLaw()

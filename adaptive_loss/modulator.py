@@ -38,6 +38,11 @@ class Modulator(ABC):
         self.total_steps = total_steps
         self.log_gain = torch.zeros(len(terms.names), dtype=torch.float64)
 
+    @property
+    def identity(self) -> str:
+        """What it is, in the words by which a saved state knows its owner."""
+        return type(self).__name__
+
     def gains(self) -> Tensor:
         """[K] log-gains in nats, float64, from committed state only."""
         return self.log_gain

@@ -281,11 +281,16 @@ def provenance(argv: Sequence[str], start: float | None = None) -> dict[str, Any
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now if start is None else start)),
         "seconds": None if start is None else round(now - start, 3),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(),
         "git": _git(Path(__file__).resolve().parents[1]),
         "platform": platform.platform(),
         "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of the packages that results hang on; None for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str | None:

@@ -76,7 +76,7 @@ def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> N
     card, changed = json.loads(one), json.loads(other)
     assert card["found"] != changed["found"]
     assert card["signals_version"] == signals.VERSION and card["settings"]["seed"] == 0
-    assert card["against_the_rule_on_fresh_problems"]["all"]["n"] == 2
+    assert card["evidence"]["against_the_rule_on_fresh_problems"]["all"]["n"] == 2
     assert card["found"] != asdict(CLIMB)
 
 
@@ -94,10 +94,12 @@ def test_a_law_ships_only_with_a_gain_and_without_harm(
     whole: list[float] | None, family: list[float] | None, ships: bool, tmp_path: Path
 ) -> None:
     found = replace(CLIMB, gain=0.5)
-    written = meta.card(TINY, found, [0.0], {"all": {"interval95": whole}, "toy": {"interval95": family}})
-    (tmp_path / "controller.json").write_text(json.dumps(written))
-    assert ControllerLaw.load(tmp_path / "controller.json") == (found if ships else CLIMB)
-    assert written["found"] == asdict(found)
+    flags = replace(TINY, output=tmp_path / "controller.json")
+    meta.write(flags, found, [0.0], {"all": {"interval95": whole}, "toy": {"interval95": family}})
+    assert ControllerLaw.load(flags.output) == (found if ships else CLIMB)
+    written = json.loads(flags.output.read_text())
+    assert ControllerLaw(**{n: tuple(v) if isinstance(v, list) else v for n, v in written["found"].items()}) == found
+    assert written["families"] == ["toy"] and written["seeds"] == [0] and "--held-out 2" in written["made_by"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_the_search_never_sees_the_problems_of_the_comparison(monkeypatch: pytes
 
     monkeypatch.setattr(meta, "draw_problems", note)
     monkeypatch.setattr(meta, "compare_with_rule", lambda law, flags: {"all": {"interval95": None}})
-    monkeypatch.setattr(meta, "write_atomic", lambda file, text: None)
+    monkeypatch.setattr(meta, "write_policy", lambda *_: None)
     highest = meta.HELD_OUT_SEEDS // 4 - 1
     meta.run(replace(TINY, seed=highest))
     assert meta.HELD_OUT_SEEDS - 4 < max(seen) <= meta.HELD_OUT_SEEDS

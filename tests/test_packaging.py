@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOUNDATION = {"errors", "files", "locks", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "buckets": set(),
-    "cards": set(),
+    "policy_files": {"records", "signals"},
     "events": set(),
     "units": set(),
     "losses": {"buckets", "units"},
@@ -51,8 +51,8 @@ PARTS: dict[str, set[str]] = {
     "weighting": {"events", "knob", "signals", "lookahead"},
     "modulator": {"weighting"},
     "rl": {"weighting"},
-    "meta_controller": {"modulator", "guards", "cards"},
-    "loss_monitor": {"modulator", "guards", "rl", "cards"},
+    "meta_controller": {"modulator", "guards", "policy_files"},
+    "loss_monitor": {"modulator", "guards", "rl", "policy_files"},
     "loss_executor": {
         "foreign_steps",
         "weigher",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from adaptive_loss.cards import LARGEST
 from adaptive_loss.errors import UsageError
 from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.meta_controller import MetaController
+from adaptive_loss.policy_files import LARGEST_CARD
 from adaptive_loss.utils.commands import complain, expand_config
 from adaptive_loss.weighting import weightings
 
@@ -109,8 +109,8 @@ def test_the_lint_lets_pass(line: str) -> None:
 CARDS = {
     "not an object": "[]",
     "nested too deeply": "[" * 100_000,
-    "a number no float can hold": json.dumps({"signals_version": 1, "rho": 10**400, "law": {"gain": 10**400}}),
-    "too large": " " * (LARGEST + 1),
+    "a number no float can hold": json.dumps({"signals_version": 1, "rho": 10**400, "sha256": 10**400}),
+    "too large": " " * (LARGEST_CARD + 1),
     "no text": "\udcff",
     "empty": "",
 }
@@ -124,7 +124,7 @@ def test_a_damaged_or_hostile_card_is_refused_in_one_line(
     """Found by the torture: deep nesting and huge integers came through as other errors."""
     text = CARDS[card].replace('"signals_version": 1', f'"signals_version": {version()}')
     (tmp_path / f"{name}.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match="cannot read the") as caught:
+    with pytest.raises(ValueError, match="cannot read the policy") as caught:
         kind.from_policy(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -5,7 +5,7 @@
 Each generation draws new problems from every family; a candidate law's cost is the mean over them of
 log(final loss) − log(final loss of the rule it starts from), clipped to ±1, paired by data, initialisation and order.
 There are no unrolls, hence no short-horizon bias. What the search finds is its distribution's mean, and that law is
-then compared with the rule on problems that the search never saw. It becomes the card's ``law`` only if the whole 95%
+then compared with the rule on problems that the search never saw. It becomes the policy's law only if the whole 95%
 interval of that comparison is below 0, and no family's interval allows for harm of more than 5%; else the rule stays,
 and the card says what was found and why it does not ship.
 The same seed gives the same file; another seed another.
@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adaptive_loss import signals
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.costs import draw_problems, one_thread_cost
-from adaptive_loss.meta_controller import CLIMB, POLICIES, ControllerLaw
-from adaptive_loss.records import json_dump, write_atomic
+from adaptive_loss.meta_controller import CLIMB, ControllerLaw
+from adaptive_loss.policy_files import POLICIES, write_policy
 from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.config import core_count
 
@@ -68,7 +67,7 @@ class MetaTrainFlags:
     jobs: int = 0
     """Processes; 0 is one a core."""
     output: Path = POLICIES / "controller.json"
-    """Where the law goes."""
+    """Where the law's card goes; its numbers go beside it, as .safetensors."""
 
 
 def bounded(vector: Sequence[float]) -> ControllerLaw:
@@ -140,22 +139,23 @@ def doubt(evidence: dict[str, Any]) -> str | None:
     return f"the law that was found may do harm, on: {', '.join(harmed)}" if harmed else None
 
 
-def card(
-    flags: MetaTrainFlags, found: ControllerLaw, curve: Sequence[float], evidence: dict[str, Any]
-) -> dict[str, object]:
-    """The file's content: the law that ships, the law that was found, and the evidence between them."""
+def write(flags: MetaTrainFlags, found: ControllerLaw, curve: Sequence[float], evidence: dict[str, Any]) -> None:
+    """Write the law that ships; its card tells the law that was found, and the evidence between them."""
     reason = doubt(evidence)
+    ships = CLIMB if reason else found
     settings = {name: value for name, value in asdict(flags).items() if name not in ("output", "jobs")}
-    return {
-        "signals_version": signals.VERSION,
-        "law": asdict(CLIMB if reason else found),
+    card = {
+        "climbs": ships.climbs,
         "ships": f"the rule: {reason}" if reason else "the law that was found",
         "found": asdict(found),
-        "made_by": PROG,
+        "families": [name for name in evidence if name != "all"],
+        "seeds": [flags.seed],
+        "made_by": f"{PROG} " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()),
         "settings": settings,
         "cost_by_generation": curve,
-        "against_the_rule_on_fresh_problems": evidence,
+        "evidence": {"against_the_rule_on_fresh_problems": evidence},
     }
+    write_policy(flags.output.parent, flags.output.stem, ships.tensors(), card)
 
 
 def run(flags: MetaTrainFlags) -> int:
@@ -172,9 +172,11 @@ def run(flags: MetaTrainFlags) -> int:
         raise UsageError(f"--jobs is {flags.jobs}; give 1 or more, or 0 for one a core")
     if flags.output.is_dir():
         raise UsageError(f"--output {flags.output} is a folder; give a file")
+    if flags.output.suffix != ".json":
+        raise UsageError(f"--output {flags.output} is no .json file; name the card, such as controller.json")
     law, curve = search(flags)
     evidence = compare_with_rule(law, flags)
-    write_atomic(flags.output, json_dump(card(flags, law, curve, evidence)))
+    write(flags, law, curve, evidence)
     print(f"law against rule on fresh problems (log-ratio of final losses, below 0 is better): {evidence['all']}")
     print(f"written: {flags.output}")
     return 0

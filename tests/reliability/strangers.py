@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -19,17 +20,21 @@ from unittest import mock
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
-from adaptive_loss import LossExecutor, checkpoint
+from adaptive_loss import LossExecutor, checkpoint, signals
 from adaptive_loss.data import cifar10_loader, digits
 from adaptive_loss.errors import RunError
 from adaptive_loss.ledger import FILE_NAME, Ledger
 from adaptive_loss.loss_monitor import LossMonitor
-from adaptive_loss.meta_controller import POLICIES, MetaController
+from adaptive_loss.meta_controller import CLIMB, MetaController
 from adaptive_loss.picture import curves, intervention_steps
+from adaptive_loss.policy_files import POLICIES
 from adaptive_loss.rebuild import read_scalars
 from adaptive_loss.records import Row as ResultRow
 from adaptive_loss.records import read_results
+from adaptive_loss.rl.networks import stack
+from adaptive_loss.rl.nudges import MonitorConfig, new_network
 from adaptive_loss.trainer.studies import Spec, finished, stored_config
 from adaptive_loss.utils.commands import expand_config
 from adaptive_loss.utils.config import RunConfig, to_json
@@ -155,6 +160,14 @@ def _resume(folder: Path, forged: bool) -> None:
         checkpoint.Checkpoints(file.parent).load()
 
 
+def _policy(folder: Path, kind: type[MetaController] | type[LossMonitor], name: str) -> None:
+    """Read a policy by its tensors, on a card that is made to fit them, as a stranger can."""
+    sha256 = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
+    card = {"signals_version": signals.VERSION, "climbs": True, "rho": 0.5, "sha256": sha256}
+    (folder / f"{name}.json").write_text(json.dumps(card))
+    kind.from_policy(folder)
+
+
 def _digits(folder: Path) -> None:
     with mock.patch.object(digits, "FILE", folder / "digits.npz"):
         digits._read()
@@ -174,6 +187,8 @@ READERS: dict[str, Reader] = {
     "cifar.tar.gz": lambda folder: cifar10_loader.load(folder / "cifar.tar.gz", subset=100),
     "controller.json": MetaController.from_policy,
     "monitor.json": LossMonitor.from_policy,
+    "tensors/controller.safetensors": lambda folder: _policy(folder / "tensors", MetaController, "controller"),
+    "tensors/monitor.safetensors": lambda folder: _policy(folder / "tensors", LossMonitor, "monitor"),
     "ablation_results.csv": lambda folder: read_results(folder / "ablation_results.csv"),
     FILE_NAME: _ledger,
     SCALARS: lambda folder: list(read_scalars(folder / SCALARS)),
@@ -262,6 +277,10 @@ def _originals() -> dict[str, bytes]:
         folder = Path(root)
         for name in ("controller.json", "monitor.json"):
             (folder / name).write_bytes((POLICIES / name).read_bytes())
+        (folder / "tensors").mkdir()
+        law, network = CLIMB.tensors(), stack([new_network(MonitorConfig())] * 3).state_dict()
+        save_file(law, folder / "tensors/controller.safetensors")
+        save_file(network, folder / "tensors/monitor.safetensors")
         row = ResultRow("full", 1, "ok", 30, 960, 0.75, 0.5, 0.5, 0, 12, 8.25)
         with Ledger(folder) as ledger:
             ledger.begin(folder / "ablation_results.csv", {"modes": ["full"], "seeds": [1, 2]}, [("full", "b")], {})
