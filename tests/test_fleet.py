@@ -224,4 +224,4 @@ def test_a_steering_without_law_holds_its_start_weights() -> None:
 def test_decisions_come_where_a_run_of_that_length_has_its_own() -> None:
     episodes = Episodes(draw_family("multitask", 0), [1], steps=60)
     assert episodes.every == 10 and episodes.fleet.done == 10
-    assert Episodes(draw_family("multitask", 0), [1], RULE, steps=60).schedule == Schedule()
+    assert Episodes(draw_family("multitask", 0), [1], RULE, steps=60).steered[0].schedule == Schedule()

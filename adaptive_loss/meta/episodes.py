@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from adaptive_loss.lookahead import Schedule
 from adaptive_loss.meta.families.base import Family
 from adaptive_loss.meta.fleet import STEPS, Fleet
-from adaptive_loss.meta.steering import Steering, StepSeen
+from adaptive_loss.meta.steering import Steering, advance
 from adaptive_loss.meta_controller import CLIMB, ControllerLaw
 from adaptive_loss.rl.nudges import MonitorConfig
 
@@ -55,10 +53,10 @@ class Episodes:
         self.n, self.config = len(seeds), config
         self.fleet = Fleet(family, seeds, steps, copies=3)
         self.steered = [self._steering(family, row, law, steps) for row in range(3 * self.n)]
-        controller = self.steered[0].controller
-        self.schedule = Schedule() if controller is None else controller.schedule
         self.every = max(config.every, steps // config.decisions)
         self._nudged = torch.arange(self.n)
+        self._follows = torch.cat([self._nudged, self._nudged, self._nudged + 2 * self.n])
+        self._watched = {row: self.steered[row] for row in self._follows.tolist()}
         self._train(self.every)
 
     def _steering(self, family: Family, row: int, law: ControllerLaw | None, steps: int) -> Steering:
@@ -104,21 +102,7 @@ class Episodes:
 
     def _train(self, steps: int) -> None:
         for _ in range(steps):
-            losses, weights = self.fleet.losses(), self._weights()
-            looked = self.schedule.due(self.fleet.done, self.fleet.steps)
-            products, objective = self.fleet.products(losses) if looked else (None, None)
-            values = self.fleet.step(weights, losses)
-            norms, rates = self.fleet.norms.tolist(), self.fleet.rate.tolist()
-            for row in (*range(self.n), *range(2 * self.n, 3 * self.n)):
-                found = None if products is None or objective is None else (products[row], float(objective[row]))
-                seen = StepSeen(values[row], norms[row], rates[row], *(found or ()))
-                self.steered[row].take(seen, partial(self._rescale, row))
-
-    def _rescale(self, row: int, ratio: float) -> None:
-        ratios = torch.ones(len(self.fleet))
-        rows = [row, row + self.n] if row < self.n else [row]
-        ratios[rows] = ratio
-        self.fleet.optimizer.rescale(ratios)
+            advance(self.fleet, self._weights(), self._watched, self._follows)
 
 
 def _gain(worse: Tensor, better: Tensor) -> Tensor:

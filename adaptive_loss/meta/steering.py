@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from adaptive_loss.gradients import LookAhead, look_ahead
 from adaptive_loss.guards import REACH
+from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
+from adaptive_loss.meta.fleet import Fleet
 from adaptive_loss.meta_controller import ControllerLaw, MetaController
 from adaptive_loss.rl.nudges import MonitorConfig, Nudges
 from adaptive_loss.signals import Signals
@@ -104,3 +107,42 @@ class Steering:
     def _train(self, values: Tensor) -> float:
         base = self.terms.base_index
         return float(self.applied @ values if base is None else values[base])
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it would have look-aheads."""
+        return Schedule() if self.controller is None else self.controller.schedule
+
+
+def advance(fleet: Fleet, weights: Tensor, steered: Mapping[int, Steering], follows: Tensor) -> None:
+    """One step of a fleet, and what its steerings make of it.
+
+    Args:
+        fleet: whose rows are all trained.
+        weights: [rows, K].
+        steered: row → its steering; a row without one is trained all the same.
+        follows: [rows] for each row the one whose controller speaks to its optimizer's memory.
+    """
+    losses = fleet.losses()
+    looked = next(iter(steered.values())).schedule.due(fleet.done, fleet.steps)
+    products, objective = fleet.products(losses) if looked else (None, None)
+    values = fleet.step(weights, losses)
+    norms, rates, ratios = fleet.norms.tolist(), fleet.rate.tolist(), torch.ones(len(fleet))
+    for row, steering in steered.items():
+        found = () if products is None or objective is None else (products[row], float(objective[row]))
+        steering.take(StepSeen(values[row], norms[row], rates[row], *found), partial(ratios.__setitem__, row))
+    fleet.optimizer.rescale(ratios[follows])
+
+
+def steer(fleet: Fleet, law: ControllerLaw | None) -> Tensor:
+    """Train a fleet to its end under a law (None: under its start weights); [rows] the judged losses."""
+    family, rows = fleet.family, range(len(fleet))
+    starts = [dict(zip(family.terms, start, strict=True)) for start in fleet.start.tolist()]
+    steered = {row: Steering(starts[row], family.base, law, fleet.steps) for row in rows}
+    for _ in range(fleet.steps - fleet.done):
+        if law is None:
+            fleet.step(fleet.start)
+        else:
+            weights = torch.stack([steering.weights() for steering in steered.values()])
+            advance(fleet, weights, steered, torch.arange(len(fleet)))
+    return fleet.judged()

@@ -233,11 +233,13 @@ class DQN(nn.Module):
 
     def learn(self) -> float | None:
         """Make one update of every member; return the mean loss, or None while the replay holds too little."""
+        return self.learn_from(self.replay) if len(self.replay) >= self.config.learning_starts else None
+
+    def learn_from(self, replay: Replay) -> float:
+        """Make one update of every member from another replay, whose observations may be of another length."""
         config = self.config
-        if len(self.replay) < config.learning_starts:
-            return None
         # One draw of E·B rows is E independent bootstrap samples at the price of one.
-        draw = self.replay.sample(config.ensemble * config.batch_size)
+        draw = replay.sample(config.ensemble * config.batch_size)
         batch = Batch(*(column.unflatten(0, (config.ensemble, config.batch_size)) for column in draw))
         with _own_mode(grad=True):
             loss = self._loss(batch)
