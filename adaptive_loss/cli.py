@@ -20,6 +20,8 @@ COMMANDS = {
     "tune": ("adaptive_loss.trainer.tune_task:main", "search a task's best fixed weights: what `tuned` means"),
     "compare": ("adaptive_loss.trainer.compare:main", "rules, modes and tuned weights on a task, paired by seed"),
     "arena": ("adaptive_loss.trainer.arena:main", "families × rules × starts: what each recovers of what tuning gains"),
+    "pretrain": ("adaptive_loss.meta.pretrain:main", "train a monitor or a controller across many small runs"),
+    "evidence": ("adaptive_loss.meta.evidence:main", "what a policy's monitor wins on runs that it never saw"),
     "analyze": ("adaptive_loss.trainer.simple_ablation_analysis:main", "what an ablation showed, paired by seed"),
     "rules": ("adaptive_loss.catalogue:main", "every weighting rule, what it needs, and its page"),
     "picture": ("adaptive_loss.picture:main", "what the weights and losses of one run did"),

@@ -73,7 +73,8 @@ class LossMonitor(Modulator):
         if not 0 <= rho <= 1:
             raise ValueError(f"the monitor's rho is {rho}: give a number in [0, 1]")
         if network is not None:
-            config = replace(config, dqn=replace(config.dqn, ensemble=_checked(network, config)))
+            # Trained networks know what a look-ahead is worth above a controller that has followed it already.
+            config = replace(config, prior_edge=1.0, dqn=replace(config.dqn, ensemble=_checked(network, config)))
         self.rho, self.config, self.network = rho, config, network
         self.frozen = network is not None and not online
 

@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from functools import cache
 
 import torch
 
-from adaptive_loss.meta.problems import FAMILIES, sample, train
+from adaptive_loss.meta.fleet import STEPS, Fleet, draw_family
+from adaptive_loss.meta.problems import Problem
+from adaptive_loss.meta.steering import steer
 from adaptive_loss.meta_controller import CLIMB, ControllerLaw
 
 
-def cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> float:
-    """Mean clipped log-ratio of final losses, law over the one it starts from; below 0 is better."""
-    return statistics.fmean(differences(law, problems))
+def log_finals(law: ControllerLaw | None, problem: Problem, steps: int = STEPS) -> list[float]:
+    """log of each run's judged loss under a law (None: start weights held); a lost run's is 30."""
+    fleet = Fleet(draw_family(problem.family, problem.draw), problem.seeds, steps)
+    finals = steer(fleet, law).double()
+    return finals.clamp_min(1e-30).log().nan_to_num(30.0, 30.0, -30.0).clamp(max=30.0).tolist()
 
 
-def differences(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> list[float]:
-    """The log-ratio on each problem, clipped to ±1 so that no single run decides."""
-    return [max(-1.0, min(1.0, _final(law, *p) - _final(CLIMB, *p))) for p in problems]
+def differences(law: ControllerLaw, problem: Problem, steps: int = STEPS) -> list[float]:
+    """Each run's log-ratio of judged losses, law over the one it starts from, clipped so that no single run decides."""
+    pairs = zip(log_finals(law, problem, steps), _first_finals(problem, steps), strict=True)
+    return [max(-1.0, min(1.0, mine - first)) for mine, first in pairs]
 
 
-def _final(law: ControllerLaw, family: str, seed: int) -> float:
-    return _first_final(family, seed) if law == CLIMB else _log_final(law, family, seed)
+def cost(law: ControllerLaw, problems: Sequence[Problem], steps: int = STEPS) -> float:
+    """Mean over families of :func:`differences`; below 0 is better."""
+    return statistics.fmean(statistics.fmean(differences(law, problem, steps)) for problem in problems)
 
 
 @cache
-def _first_final(family: str, seed: int) -> float:
-    return _log_final(CLIMB, family, seed)
+def _first_finals(problem: Problem, steps: int) -> list[float]:
+    return log_finals(CLIMB, problem, steps)
 
 
-def _log_final(law: ControllerLaw, family: str, seed: int) -> float:
-    final = train(sample(family, seed), law, seed)
-    return math.log(final) if 0 < final < 1e30 else 30.0
-
-
-def draw_problems(count: int, first_seed: int) -> list[tuple[str, int]]:
-    """``count`` problems, the families in turn."""
-    families = list(FAMILIES)
-    return [(families[i % len(families)], first_seed + i) for i in range(count)]
-
-
-def one_thread_cost(law: ControllerLaw, problems: Sequence[tuple[str, int]]) -> float:
+def one_thread_cost(law: ControllerLaw, problems: Sequence[Problem], steps: int) -> float:
     """:func:`cost`, computed as a worker process does: on one thread, so that cores are not asked for twice."""
     torch.set_num_threads(1)
-    return cost(law, problems)
+    return cost(law, problems, steps)
 
 
-def one_thread_log_finals(laws: Sequence[ControllerLaw], problem: tuple[str, int]) -> list[float]:
-    """log of each law's final loss on one problem, computed as a worker process does."""
+def one_thread_differences(law: ControllerLaw, problem: Problem, steps: int) -> list[float]:
+    """:func:`differences`, computed as a worker process does."""
     torch.set_num_threads(1)
-    return [_log_final(law, *problem) for law in laws]
+    return differences(law, problem, steps)
+
+
+def one_thread_log_finals(laws: Sequence[ControllerLaw | None], problem: Problem, steps: int) -> list[list[float]]:
+    """:func:`log_finals` of each law, computed as a worker process does."""
+    torch.set_num_threads(1)
+    return [log_finals(law, problem, steps) for law in laws]

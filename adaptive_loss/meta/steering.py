@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adaptive_loss.gradients import LookAhead, look_ahead
+from adaptive_loss.gradients import look_ahead
 from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
@@ -20,6 +21,13 @@ from adaptive_loss.signals import Signals
 from adaptive_loss.weighting.base import Context
 
 
+class Looked(NamedTuple):
+    """A look-ahead's Gramian, [K+1, K+1], and the objective's value."""
+
+    products: Tensor
+    objective: float
+
+
 @dataclass(frozen=True)
 class StepSeen:
     """What one row's step showed.
@@ -28,15 +36,13 @@ class StepSeen:
         values: [K] its losses.
         norm: length of the gradient that the optimizer saw.
         rate: the learning rate.
-        products: [K+1, K+1] Gramian of its look-ahead, None where there was none.
-        objective: the probe's value of that look-ahead.
+        look: its look-ahead, where there was one.
     """
 
     values: Tensor
     norm: float
     rate: float
-    products: Tensor | None = None
-    objective: float = float("nan")
+    look: Looked | None
 
 
 class Steering:
@@ -83,10 +89,11 @@ class Steering:
         """Learn from a step that was made under :meth:`weights`."""
         self.applied = self.weights()
         self.signals.update(seen.values, gradient_norm=seen.norm, learning_rate=seen.rate)
-        if seen.products is not None:
-            self.signals.look(self._look(seen.products, seen.objective), self._train(seen.values))
+        if seen.look is not None:
+            found = look_ahead(seen.look.products, self.applied, self.terms.base_index, seen.look.objective)
+            self.signals.look(found, self._train(seen.values))
         if self.controller is not None:
-            self.controller.after_step(self.context(seen.products is not None, rescale))
+            self.controller.after_step(self.context(seen.look is not None, rescale))
 
     def context(self, looked: bool = False, rescale: Callable[[float], None] | None = None) -> Context:
         """What a modulator may look at."""
@@ -100,9 +107,6 @@ class Steering:
             objective=lambda: self.signals.probe,
             rescale=rescale,
         )
-
-    def _look(self, products: Tensor, objective: float) -> LookAhead:
-        return look_ahead(products, self.applied, self.terms.base_index, objective)
 
     def _train(self, values: Tensor) -> float:
         base = self.terms.base_index
@@ -125,12 +129,12 @@ def advance(fleet: Fleet, weights: Tensor, steered: Mapping[int, Steering], foll
     """
     losses = fleet.losses()
     looked = next(iter(steered.values())).schedule.due(fleet.done, fleet.steps)
-    products, objective = fleet.products(losses) if looked else (None, None)
+    found = fleet.products(losses) if looked else None
     values = fleet.step(weights, losses)
     norms, rates, ratios = fleet.norms.tolist(), fleet.rate.tolist(), torch.ones(len(fleet))
     for row, steering in steered.items():
-        found = () if products is None or objective is None else (products[row], float(objective[row]))
-        steering.take(StepSeen(values[row], norms[row], rates[row], *found), partial(ratios.__setitem__, row))
+        look = None if found is None else Looked(found[0][row], float(found[1][row]))
+        steering.take(StepSeen(values[row], norms[row], rates[row], look), partial(ratios.__setitem__, row))
     fleet.optimizer.rescale(ratios[follows])
 
 

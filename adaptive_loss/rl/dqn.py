@@ -183,9 +183,10 @@ class DQN(nn.Module):
         if explore and torch.rand((), generator=self._explore, device="cpu").item() < self.epsilon:
             choices = allowed.nonzero().flatten().tolist()
             return choices[int(torch.randint(len(choices), (), generator=self._explore, device="cpu"))]
-        return self._greedy(self._values(checked), allowed)
+        return self.greedy(self._values(checked), allowed)
 
-    def _greedy(self, values: Tensor, allowed: Tensor) -> int:
+    def greedy(self, values: Tensor, allowed: Tensor) -> int:
+        """The action that values [E, A] speak for among those allowed, [A] bool."""
         default = self.default_action
         scores = values.mean(dim=0) if default is None else lower_bounds(values, default, self.config.lower_bound)
         scores = scores.masked_fill(~allowed, -math.inf)

@@ -19,19 +19,16 @@ class Solution(Run):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(1, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)])
+        self.first, self.middle, self.last = nn.Linear(1, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u, u′ and u″ at x, each [B, 1]."""
         value, slope, bend = x, torch.ones_like(x), torch.zeros_like(x)
-        for i, layer in enumerate(self.layers):
-            weight = layer.weight.T  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-            value, slope, bend = layer(value), slope @ weight, bend @ weight
-            if i + 1 < len(self.layers):
-                value = torch.tanh(value)
-                steep = 1 - value.square()
-                slope, bend = steep * slope, steep * bend - 2 * value * steep * slope.square()
-        return value, slope, bend
+        for layer in (self.first, self.middle):
+            value = torch.tanh(layer(value))
+            steep, slope, bend = 1 - value.square(), slope @ layer.weight.T, bend @ layer.weight.T
+            slope, bend = steep * slope, steep * bend - 2 * value * steep * slope.square()
+        return self.last(value), slope @ self.last.weight.T, bend @ self.last.weight.T
 
     def losses(self, data: Tensors, draw: Tensors) -> Tensor:
         """[3]."""
