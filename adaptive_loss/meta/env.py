@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -45,7 +45,7 @@ class LossWeighting(gymnasium.Env[Observation, int]):
         ((20,), [1, 0, 1, 1])
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - an instance variable by Gymnasium's declaration
 
     def __init__(self, family: str = "classifier", law: ControllerLaw | None = CLIMB, steps: int = STEPS) -> None:
         kind = families.get(family)
