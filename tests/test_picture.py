@@ -58,10 +58,8 @@ def test_it_says_what_a_monitor_in_shadow_would_have_done(run: Path, capsys: pyt
     pytest.importorskip("matplotlib")
     (run / "result.json").write_text(json.dumps({"monitor": SHADOW}))
     assert cli.main(["picture", str(run)]) == 0
-    told = (
-        "the monitor in shadow (rho 0) would have done: lower 'kl' 3x, reset 1x; its residual would stand at kl -0.45"
-    )
-    assert capsys.readouterr().out.splitlines()[0] == f"{told} nats"
+    done = "would have done: lower 'kl' 3x, reset 1x; its residual would stand at kl -0.45 nats"
+    assert capsys.readouterr().out.splitlines()[0] == f"the monitor in shadow (rho 0) {done}"
     assert cli.main(["picture", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["monitor"].endswith(done)
 
