@@ -169,7 +169,7 @@ class LossExecutor(nn.Module):
         Args:
             weights, base, targets, probe, weighting, total_steps, apply, seed, reductions, parallel: as for the class.
             guards: what is checked and bounded.
-            policy: folder with ``controller.json`` and ``monitor.json``; None takes the package's own.
+            policy: folder with ``controller.json`` and ``monitor.json``, with their tensors; None is the package's.
         """
         from adaptive_loss.loss_monitor import LossMonitor
         from adaptive_loss.meta_controller import MetaController

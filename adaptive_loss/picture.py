@@ -14,6 +14,7 @@ import tyro
 
 from adaptive_loss.errors import RunError, UsageError
 from adaptive_loss.report.pictures import losses_and_shares, weights_picture
+from adaptive_loss.trainer.simple_ablation_analysis import printable
 from adaptive_loss.utils.commands import command, parse
 
 PROG = "adaptive-loss picture"
@@ -30,7 +31,7 @@ class Flags:
     format: Literal["png", "svg", "pdf"] = "png"
     """What kind of file."""
     json: bool = False
-    """Print the files' names as one JSON document."""
+    """Print the files' names, and what the monitor did, as one JSON document."""
 
 
 def curves(run: Path, column: str) -> dict[str, list[float]]:
@@ -66,6 +67,19 @@ def intervention_steps(run: Path) -> list[int]:
     return steps
 
 
+def monitor_text(run: Path) -> str | None:
+    """One line on what the monitor did, or in shadow would have done; None where ``result.json`` tells of none."""
+    try:
+        told = json.loads((run / "result.json").read_text(encoding="utf-8"))["monitor"]
+        shadow = not told["rho"]
+        actions = ", ".join(f"{action} {int(count)}x" for action, count in told["suggestions"].items())
+        residual = ", ".join(f"{term} {float(u):+.2f}" for term, u in told["residual"].items() if u)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+    did, stands = ("in shadow (rho 0) would have done", "would stand") if shadow else ("did", "stands")
+    return printable(f"the monitor {did}: {actions or 'nothing'}; its residual {stands} at {residual or '0'} nats")
+
+
 def draw(run: Path, folder: Path, suffix: str) -> list[Path]:
     """Draw the weights, and the losses with their shares of the total; the files written."""
     weights, losses, acted = curves(run, "weight"), curves(run, "loss"), intervention_steps(run)
@@ -84,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     flags = parse(Flags, argv, PROG, "Draw what the weights and losses of one run did.")
     files = [str(file) for file in draw(flags.run, flags.output_dir or flags.run, flags.format)]
-    print(json.dumps({"files": files}) if flags.json else "\n".join(f"written: {file}" for file in files))
+    told = monitor_text(flags.run)
+    lines = [*([] if told is None else [told]), *(f"written: {file}" for file in files)]
+    print(json.dumps({"files": files, "monitor": told}) if flags.json else "\n".join(lines))
     return 0
 
 

@@ -34,7 +34,7 @@ def test_there_is_a_file_for_every_mode() -> None:
 @pytest.mark.parametrize("name", WANTED)
 def test_each_builds_its_modulators_anew_each_time(name: str) -> None:
     mode: Mode = modes.get(name)()
-    first, second = mode.modulators(), mode.modulators()
+    first, second = mode.modulators(None), mode.modulators(None)
     assert [type(m) for m in first] == WANTED[name]
     assert not set(map(id, first)) & set(map(id, second))
     assert mode.base_only == name.startswith("base_only")
@@ -44,11 +44,11 @@ def test_each_builds_its_modulators_anew_each_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["monitor_only", "full", "random_monitor"])
 def test_studies_run_the_monitor_at_full_strength(name: str) -> None:
-    assert [m.rho for m in modes.get(name)().modulators() if isinstance(m, LossMonitor)] == [1.0]
+    assert [m.rho for m in modes.get(name)().modulators(None) if isinstance(m, LossMonitor)] == [1.0]
 
 
 def test_lookahead_only_has_nothing_learned() -> None:
-    (controller,) = modes.get("lookahead_only")().modulators()
+    (controller,) = modes.get("lookahead_only")().modulators(None)
     assert controller.law == RULE
 
 

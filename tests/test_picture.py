@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptive_loss import cli
-from adaptive_loss.picture import curves, intervention_steps
+from adaptive_loss.picture import curves, intervention_steps, monitor_text
 
 METRICS = """epoch,step,loss_ce,loss_off,weight_ce,weight_off
 1,10,2.0,,1.0,0.0
@@ -49,6 +49,38 @@ def test_the_command_draws_into_the_run_or_elsewhere(
     files = json.loads(capsys.readouterr().out)["files"]
     assert [Path(file).name for file in files] == ["weights.svg", "losses.svg"]
     assert all(Path(file).stat().st_size > 1000 for file in files)
+
+
+SHADOW = {"rho": 0.0, "suggestions": {"lower 'kl'": 3, "reset": 1}, "residual": {"ce": 0.0, "kl": -0.4463}}
+
+
+def test_it_says_what_a_monitor_in_shadow_would_have_done(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    (run / "result.json").write_text(json.dumps({"monitor": SHADOW}))
+    assert cli.main(["picture", str(run)]) == 0
+    done = "would have done: lower 'kl' 3x, reset 1x; its residual would stand at kl -0.45 nats"
+    assert capsys.readouterr().out.splitlines()[0] == f"the monitor in shadow (rho 0) {done}"
+    assert cli.main(["picture", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["monitor"].endswith(done)
+
+
+def test_it_says_what_an_acting_monitor_did(run: Path) -> None:
+    (run / "result.json").write_text(json.dumps({"monitor": {"rho": 1.0, "suggestions": {}, "residual": {"ce": 0.0}}}))
+    assert monitor_text(run) == "the monitor did: nothing; its residual stands at 0 nats"
+
+
+@pytest.mark.parametrize(
+    "result", ["", "[]", "{}", '{"monitor": null}', '{"monitor": {"rho": 0}}', "[" * 100_000, '{"monitor": 3}']
+)
+def test_a_run_without_a_monitor_or_a_damaged_result_says_nothing(run: Path, result: str) -> None:
+    assert monitor_text(run) is None
+    (run / "result.json").write_text(result)
+    assert monitor_text(run) is None
+
+
+def test_a_stranger_s_result_cannot_steer_the_terminal(run: Path) -> None:
+    (run / "result.json").write_text(json.dumps({"monitor": SHADOW | {"residual": {"\x1b[31m": 1.0}}}))
+    assert "\x1b" not in (monitor_text(run) or "\x1b")
 
 
 def test_a_file_where_the_pictures_should_go(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

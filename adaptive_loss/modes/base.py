@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from adaptive_loss.modulator import Modulator
 
 
-def nothing() -> tuple[Modulator, ...]:
+def nothing(_: Path | None) -> tuple[Modulator, ...]:
     """No modulators: the base weighting alone."""
     return ()
 
@@ -18,12 +19,13 @@ class Mode:
     """One arm of a study.
 
     Args:
-        modulators: makes the modulators of the run's executor, in order.
+        modulators: makes the modulators of the run's executor, in order, from a policy's folder or, for None, from the
+            package's own policy; it raises ValueError for a policy that cannot be read.
         base_only: train on the base term alone.
         all_data: train on the probe and select splits too, so that what holding out costs is visible.
     """
 
-    modulators: Callable[[], tuple[Modulator, ...]] = nothing
+    modulators: Callable[[Path | None], tuple[Modulator, ...]] = nothing
     base_only: bool = False
     all_data: bool = False
 

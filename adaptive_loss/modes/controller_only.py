@@ -10,4 +10,4 @@ from adaptive_loss.modes.base import Mode
 @modes.register("controller_only")
 def controller_only() -> Mode:
     """The controller with its meta-trained law."""
-    return Mode(lambda: (MetaController(),))
+    return Mode(lambda policy: (MetaController.from_policy(policy),))

@@ -11,4 +11,4 @@ from adaptive_loss.modes.base import Mode
 @modes.register("full")
 def full() -> Mode:
     """Controller and, on top of it, the monitor at full strength (ρ = 1)."""
-    return Mode(lambda: (MetaController(), LossMonitor(rho=1.0)))
+    return Mode(lambda policy: (MetaController.from_policy(policy), LossMonitor.from_policy(policy, rho=1.0)))

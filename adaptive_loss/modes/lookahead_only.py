@@ -10,4 +10,4 @@ from adaptive_loss.modes.base import Mode
 @modes.register("lookahead_only")
 def lookahead_only() -> Mode:
     """The law with nothing learned: log wᵢ += δ·clip(tᵢ − κᵢ·t_base, ±1), κᵢ = 1 for a term that outgrew the base."""
-    return Mode(lambda: (MetaController(RULE),))
+    return Mode(lambda _: (MetaController(RULE),))

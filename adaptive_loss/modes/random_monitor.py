@@ -11,4 +11,4 @@ from adaptive_loss.modes.base import Mode
 @modes.register("random_monitor")
 def random_monitor() -> Mode:
     """The full system with the monitor's choices replaced by chance."""
-    return Mode(lambda: (MetaController(), RandomMonitor(rho=1.0)))
+    return Mode(lambda policy: (MetaController.from_policy(policy), RandomMonitor(rho=1.0)))

@@ -42,8 +42,9 @@ def highest(history: Sequence[tuple[int, float]], epoch: int) -> tuple[float, fl
     """What ŷ is expected at ``epoch``, and the highest value that the scatter explains, ŷ + 4σ.
 
     With a + b·i the line through the last n ≤ 12 values, ŷ = max(a + b·epoch, median of the last three values): an
-    improvement that slows down, or ends, is no harm. σ = 1.4826·median |yᵢ − a − b·i|·n/(n − 2), at least 0.01: the
-    standard deviation of the scatter, were it Gaussian, for the two numbers that the line has taken from it.
+    improvement that slows down, or ends, is no harm; nor is a jump that the trend soon makes good.
+    σ = 1.4826·median |yᵢ − a − b·i|·n/(n − 2), at least 0.01: the standard deviation of the scatter, were it Gaussian,
+    for the two numbers that the line has taken from it.
 
     Args:
         history: (i, yᵢ), yᵢ the log of the loss after epoch i.

@@ -97,19 +97,19 @@ class Nudges:
 
     def mask(self, context: Context) -> Tensor:
         """[2 + 2M] bool: what is allowed now; keep always is."""
-        mask = torch.zeros(self.n_actions, dtype=torch.bool)
-        mask[KEEP] = True
         progress, config = context.signals.progress, self.config
         if progress is not None and not config.quiet_start <= progress <= 1 - config.quiet_end:
-            return mask
-        doubted = context.signals.t_statistic < -config.doubt
-        mask[RESET] = bool(self.residual.any()) and not bool((doubted & (self.residual < 0)).any())
-        for place, i in enumerate(self.moving):
-            ready = bool(context.on[i]) and self.resting[i] == 0
-            room = config.bound + 1e-9 - config.step
-            mask[2 + 2 * place] = ready and float(self.residual[i]) <= room and not bool(doubted[i])
-            mask[3 + 2 * place] = ready and float(self.residual[i]) >= -room
-        return mask
+            return torch.arange(self.n_actions) == KEEP
+        # Lists, for a decision's cost: reading single entries of tensors is what took longest.
+        on, residual = context.on.tolist(), self.residual.tolist()
+        doubted = (context.signals.t_statistic < -config.doubt).tolist()
+        lifts_doubted = any(doubt and u < 0 for doubt, u in zip(doubted, residual, strict=True))
+        allowed = [True, any(residual) and not lifts_doubted]
+        room = config.bound + 1e-9 - config.step
+        for i in self.moving:
+            ready = on[i] and self.resting[i] == 0
+            allowed += [ready and residual[i] <= room and not doubted[i], ready and residual[i] >= -room]
+        return torch.tensor(allowed)
 
     def rest(self) -> None:
         """Let a decision pass for the terms that rest."""

@@ -21,6 +21,7 @@ from adaptive_loss.trainer.studies import Result, Spec, finished, worker_count
 from adaptive_loss.trainer.study import Study, StudyFlags, check, check_list, complete, prepare, report_failures
 from adaptive_loss.trainer.task_flags import completed
 from adaptive_loss.utils.commands import command, command_line, parse
+from adaptive_loss.utils.config import check_policy
 
 PROG = "adaptive-loss arena"
 RIVALS = ("fixed", "tuned")
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for entry in entries:
         if entry.weighting == "fixed":  # a rule that a task cannot serve is left out, not refused
             check(entry.study)
+    check_policy(flags.policy, [arm.mode for entry in entries for arm in entry.study.arms])
     worker_count(flags.jobs)
     check_kept(flags, entries)
     if flags.dry_run:

@@ -223,7 +223,7 @@ def _result(config: RunConfig, training: Training) -> dict[str, object]:
         "interventions": training.interventions,
         "train_seconds": round(training.wall.seconds, 3),
     }
-    monitors = [m.statistics() for m in executor.modulators if isinstance(m, LossMonitor)]
+    monitors = [{**m.statistics(), **m.summary()} for m in executor.modulators if isinstance(m, LossMonitor)]
     return {
         **row,
         **metrics,

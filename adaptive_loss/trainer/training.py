@@ -142,7 +142,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     task = kind(config, data, device, wanted=wanted, train=held)
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
-    modulators = mode.modulators()
+    modulators = mode.modulators(config.policy)
     guards = Guards(spikes=kind.steady)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},

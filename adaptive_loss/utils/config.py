@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,8 @@ class Settings:
     """Values to hold terms at, in their own units, by the weighting rule or, where it has no such law, above it."""
     weighting: str = "fixed"
     """Base weighting rule: a file name in adaptive_loss/weighting."""
+    policy: Path | None = None
+    """Folder of a trained policy, which the modes that have controller or monitor take; None is the package's own."""
     augment: Literal["standard", "none"] = "standard"
     """Augmentation of the training images."""
     subset: int | None = None
@@ -106,6 +108,22 @@ def validate(config: RunConfig) -> None:
     _check_weights(config.weights)
     _check_targets(config.targets)
     _check_names(config)
+    check_policy(config.policy, [config.mode])
+
+
+def check_policy(policy: Path | None, used_by: Iterable[str]) -> None:
+    """Raise :class:`UsageError` for a policy that one of these modes cannot take."""
+    if policy is None:
+        return
+    if not policy.is_dir():
+        raise UsageError(f"--policy {policy} is no folder; give the one that holds controller.json and monitor.json")
+    from adaptive_loss.modes import modes
+
+    for mode in dict.fromkeys(used_by):
+        try:
+            modes.get(mode)().modulators(policy)
+        except ValueError as error:
+            raise UsageError(f"--policy: {error}") from None
 
 
 def start_weights(config: RunConfig, terms: Sequence[str]) -> dict[str, float]:
@@ -192,10 +210,10 @@ def from_json(values: Mapping[str, Any]) -> RunConfig:
     if unknown:
         raise UsageError(f"unknown configuration field {unknown[0]!r}; the fields are: {', '.join(sorted(known))}")
     try:
-        notice = values.get("preempt_file")
+        given = {name: values.get(name) for name in ("policy", "preempt_file")}
         typed = {
+            **{name: None if path is None else Path(path) for name, path in given.items()},
             "data_dir": Path(values.get("data_dir", RunConfig.data_dir)),
-            "preempt_file": None if notice is None else Path(notice),
             "weights": dict(values.get("weights", {})),
             "targets": dict(values.get("targets", {})),
         }

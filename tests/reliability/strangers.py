@@ -28,7 +28,7 @@ from adaptive_loss.errors import RunError
 from adaptive_loss.ledger import FILE_NAME, Ledger
 from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.meta_controller import CLIMB, MetaController
-from adaptive_loss.picture import curves, intervention_steps
+from adaptive_loss.picture import curves, intervention_steps, monitor_text
 from adaptive_loss.policy_files import POLICIES
 from adaptive_loss.rebuild import read_scalars
 from adaptive_loss.records import Row as ResultRow
@@ -194,6 +194,7 @@ READERS: dict[str, Reader] = {
     SCALARS: lambda folder: list(read_scalars(folder / SCALARS)),
     "metrics.csv": lambda folder: curves(folder, "loss"),
     "events.jsonl": intervention_steps,
+    "shown/result.json": lambda folder: monitor_text(folder / "shown"),
     "flags.json": lambda folder: expand_config(
         ["--config", str(folder / "flags.json")], ("weighting", "seeds", "weights")
     ),
@@ -294,6 +295,9 @@ def _originals() -> dict[str, bytes]:
                 log.scalars(step, {"loss/ce": 0.5})
         (folder / "flags.json").write_text(json.dumps({"weighting": "dwa", "seeds": [1, 2], "weights": {"ce": 1.0}}))
         (folder / "run").mkdir()
+        (folder / "shown").mkdir()
+        told = {"rho": 0.0, "suggestions": {"lower 'kl'": 3}, "residual": {"kl": -0.7}}
+        (folder / "shown/result.json").write_text(json.dumps({"monitor": told}))
         (folder / "run/config.json").write_text(json.dumps(to_json(RunConfig())))
         (folder / "run/result.json").write_text(json.dumps(row.as_dict()))
         checkpoint.save_file(folder / "checkpoint.pt", checkpoint.gather({"executor": _executor()}, step=1))
