@@ -38,6 +38,7 @@ UNMET = {
     "edm2_uncertainty": "noise levels: make it with levels",
     "min_snr": "noise levels: make it with levels",
     "p2": "noise levels: make it with levels",
+    "replay": "a schedule: make it with Replay",
     "shares": "shares: make it with Shares",
     "switch_on": "a term and a time: make it with SwitchOn",
     "wind_down": "a term and a sign: make it with WindDown",
