@@ -43,15 +43,17 @@ class ControllerLaw:
     κᵢ = κ where its weighted gradient is longer than the base's, else 0,
     xᵢ = (tᵢ − κᵢ·t_base)·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
     log wᵢ += δ·b(xᵢ), b(x) = sign(x)·clip((|x| − τ)/(1 − τ), 0, 1), p the progress in [0, 1],
-    δ = early_step and τ = early_band in the first steps, late_step and late_band after. At the first look-ahead, once,
-    log wᵢ += −calibration·log(shareᵢ/share_base), the base being the mean term where none is declared.
+    δ = early_step and τ = early_band in a term's first steps, late_step and late_band after. At the first look-ahead,
+    once, log wᵢ += −calibration·log(shareᵢ/share_base), the base being the mean term where none is declared.
 
     A law that ``climbs`` makes that move in eight parts and asks after each of them what the remembered look-aheads
     would have said at the weights it has come to (:meth:`~adaptive_loss.signals.Signals.recalled`). So it goes as far
     as the evidence reaches and stops there: it overshoots less and, from right weights, walks less with the noise. It
     raises no term above its start weight whose weighted gradient is longer than the base's already, and where the
     whole gradient's length has changed, it tells the optimizer's memory
-    (:func:`~adaptive_loss.optimizer_memory.rescale_memory`).
+    (:func:`~adaptive_loss.optimizer_memory.rescale_memory`). A term that comes in mid-run, as an adversarial one does,
+    meets a model that was trained without it: at its first look-ahead its weight is lowered until its gradient is no
+    longer than the base's, and its first steps have early look-aheads and steps of their own.
 
     Args:
         gain: η.
@@ -166,6 +168,7 @@ class MetaController(Modulator):
         super().bind(terms, total_steps, seed)
         self.last_action = 0
         self.told_of_epochs = False
+        self.met = torch.zeros(len(terms.names), dtype=torch.bool)
 
     def after_step(self, context: Context) -> list[Event]:
         """Act on a new look-ahead; without a probe, every 200 steps unless epochs are told."""
@@ -183,7 +186,9 @@ class MetaController(Modulator):
         moved = before
         if looked and context.signals.look_aheads == 1:
             moved = moved - self._calibration(context)
-        linear, size = self._linear(context), self._step_size(context)
+        if looked:
+            moved = moved - self._welcome(context)
+        linear, size = self._linear(context), self._by_age(context, self.law.early_step, self.law.late_step)
         rounds = _ROUNDS if self.law.climbs else 1
         for _ in range(rounds):
             moved = moved + size / rounds * self._urge(context, moved - before, looked, linear)
@@ -220,7 +225,7 @@ class MetaController(Modulator):
         return signals.recalled(context.weights * way.exp()) if self.law.climbs else (signals.trust, signals.share)
 
     def _beyond_band(self, context: Context, urge: Tensor) -> Tensor:
-        band = self.law.early_band if self._is_early(context) else self.law.late_band
+        band = self._by_age(context, self.law.early_band, self.law.late_band)
         return urge.sign() * ((urge.abs() - band) / (1 - band)).clamp(0, 1)
 
     def _gain(self, context: Context) -> float:
@@ -232,12 +237,11 @@ class MetaController(Modulator):
         drift = float(context.signals.global_features()[_PROGRESS] @ _vector(law.drift))
         return terms @ (_vector(law.features) + progress * _vector(law.late_features)) + drift
 
-    def _step_size(self, context: Context) -> float:
-        return self.law.early_step if self._is_early(context) else self.law.late_step
-
-    def _is_early(self, context: Context) -> bool:
+    def _by_age(self, context: Context, early: float, late: float) -> Tensor:
+        """[K] ``early`` for terms that have been there no longer than the early look-aheads take, else ``late``."""
         # The clock has moved on since the look-ahead of the step before.
-        return context.step - 1 <= self.schedule.edge(self.total_steps)
+        is_early = context.step - 1 - context.signals.arrivals <= self.schedule.edge(self.total_steps)
+        return torch.full_like(context.start, late).masked_fill(is_early, early)
 
     def _length_ratio(self, context: Context, change: Tensor) -> float:
         """By how much the move makes the whole gradient longer; without a base the weights keep their sum."""
@@ -246,20 +250,31 @@ class MetaController(Modulator):
             after = after * (before.sum() / after.sum())
         return length_ratio(context.signals.gramians[-1], before, after)
 
+    def _welcome(self, context: Context) -> Tensor:
+        """[K] nats by which a term's gradient is longer than the base's, at its first look if it came in mid-run; else 0."""
+        new = context.present & ~self.met & (context.signals.arrivals > 0)
+        self.met = self.met | context.present
+        return torch.where(new & self.law.climbs, self._excess(context).clamp_min(0), 0.0)
+
     def _calibration(self, context: Context) -> Tensor:
+        return self.law.calibration * self._excess(context)
+
+    def _excess(self, context: Context) -> Tensor:
+        """[K] log(shareᵢ/share_base), the base being the mean term where none is declared."""
         share = context.signals.share.clamp_min(1e-12).log()
         base = self.terms.base_index
-        reference = share[context.on].mean() if base is None else share[base]
-        return self.law.calibration * (share - reference)
+        return share - (share[context.on].mean() if base is None else share[base])
 
     def state_dict(self) -> dict[str, Any]:
-        """Gains and the clock of actions; the law itself is a setting, not state."""
-        return super().state_dict() | {"last_action": self.last_action, "told_of_epochs": self.told_of_epochs}
+        """Gains, the clock of actions, and which terms were met; the law itself is a setting, not state."""
+        clock = {"last_action": self.last_action, "told_of_epochs": self.told_of_epochs, "met": self.met.clone()}
+        return super().state_dict() | clock
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.last_action, self.told_of_epochs = state["last_action"], state["told_of_epochs"]
+        self.met = state["met"].clone()
 
 
 def _blind(context: Context) -> bool:

@@ -43,7 +43,7 @@ class Flags(study.Flags):
 
 
 def arms(flags: Flags) -> dict[str, RunConfig]:
-    """By name, the runs to compare, their seed open: held, by the rule, by the controller, and by it above the rule."""
+    """By name, the runs to compare, their seed still open."""
     kind = tasks.get("vqgan")
     weights = {**kind.customary, "adversarial": FACTOR * kind.customary["adversarial"]}
     common: dict[str, Any] = {"task": "vqgan", "dataset": kind.datasets[0], "data_dir": flags.data_dir, **kind.quick}
@@ -51,9 +51,6 @@ def arms(flags: Flags) -> dict[str, RunConfig]:
         "fixed": RunConfig(**common, weights=weights),
         "controller": RunConfig(**common, weights=weights, mode="controller_only"),
         "switch_on": RunConfig(**common, weights=weights, weighting="switch_on"),
-        "controller above switch_on": RunConfig(
-            **common, weights=weights, weighting="switch_on", mode="controller_only"
-        ),
     }
 
 

@@ -11,7 +11,7 @@ from benchmarks import arms as study
 from benchmarks import generative, score_errors, set_point, switch_on
 
 
-@pytest.mark.parametrize(("benchmark", "arms"), [(generative, 7 + 2 * 5), (score_errors, 13), (switch_on, 4)])
+@pytest.mark.parametrize(("benchmark", "arms"), [(generative, 7 + 2 * 5), (score_errors, 13), (switch_on, 3)])
 def test_arms_are_pairs_by_seed_in_folders_of_their_own(benchmark: Any, arms: int) -> None:
     flags = benchmark.Flags(seeds=(1, 2))
     todo = study.specs(flags, benchmark.arms(flags))
