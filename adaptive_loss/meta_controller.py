@@ -251,7 +251,7 @@ class MetaController(Modulator):
         return length_ratio(context.signals.gramians[-1], before, after)
 
     def _welcome(self, context: Context) -> Tensor:
-        """[K] nats by which a term's gradient is longer than the base's, at its first look if it came in mid-run; else 0."""
+        """[K] nats by which a gradient is longer than the base's: of a term that came in mid-run, at its first look."""
         new = context.present & ~self.met & (context.signals.arrivals > 0)
         self.met = self.met | context.present
         return torch.where(new & self.law.climbs, self._excess(context).clamp_min(0), 0.0)
