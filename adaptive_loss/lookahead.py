@@ -36,7 +36,7 @@ class Schedule:
 
     ``early`` of them lie in the first ``early_steps`` steps (a quarter of a shorter run), where wrong weights do their
     damage; ``late`` are spread evenly over the rest. Where the length is unknown, and beyond one that was announced too
-    short, they lie at growing distances.
+    short, they lie at growing distances. A term that comes in mid-run is met like the first ones, by ``early`` more.
 
     Example:
         >>> schedule = Schedule()
@@ -48,13 +48,16 @@ class Schedule:
     late: int = 20
     early_steps: int = 50
 
-    def due(self, step: int, total_steps: int | None) -> bool:
-        """Whether ``step`` (from 0) has a look-ahead. Step 0 has none: the optimizer has no metric yet."""
+    def due(self, step: int, total_steps: int | None, arrived: int = 0) -> bool:
+        """Whether ``step`` (from 0) has a look-ahead. Step 0 has none: the optimizer has no metric yet.
+
+        ``arrived`` is the step at which the newest term was there first.
+        """
         if step == 0:
             return False
         edge = self.edge(total_steps)
-        if step <= edge:
-            return _is_mark(step - 1, edge, self.early)
+        if 0 < step - arrived <= edge:
+            return _is_mark(step - arrived - 1, edge, self.early)
         if total_steps is None or step >= total_steps:
             return math.floor(self.late / 3 * math.log(step)) > math.floor(self.late / 3 * math.log(step - 1))
         return _is_mark(step - edge - 1, total_steps - edge, self.late)

@@ -353,7 +353,7 @@ class LossExecutor(nn.Module):
         return batch.total(self._weights, self._active, penalty)
 
     def _look(self, window: Window, batch: StepLosses, total: Tensor, tap: Tensor | Sequence[Tensor] | None) -> None:
-        if self._objective is None or not self._can_look or not self.schedule.due(self.signals.step, self.total_steps):
+        if self._objective is None or not self._can_look or not self._is_due:
             return
         live, probe = batch.live(self._active), self._objective.probe
         tapped, base = _as_list(tap), self.terms.base_index
@@ -369,6 +369,10 @@ class LossExecutor(nn.Module):
             return self._stop_looking(error)
         by_base = base is not None and bool(batch.present[base])
         window.train = float(batch.values[base]) if by_base else ranks.mean(float(total.detach()), self._group)
+
+    @property
+    def _is_due(self) -> bool:
+        return self.schedule.due(self.signals.step, self.total_steps, self.signals.newest)
 
     def _stop_looking(self, error: GraphLost) -> None:
         self._can_look = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -44,15 +44,17 @@ class ControllerLaw:
     κᵢ = κ where its weighted gradient is longer than the base's, else 0,
     xᵢ = (tᵢ − κᵢ·t_base)·(η + ⟨trust, π⟩) + ⟨features, φᵢ⟩ + p·⟨late_features, φᵢ⟩ + ⟨drift, π⟩,
     log wᵢ += δ·b(xᵢ), b(x) = sign(x)·clip((|x| − τ)/(1 − τ), 0, 1), p the progress in [0, 1],
-    δ = early_step and τ = early_band in the first steps, late_step and late_band after. At the first look-ahead, once,
-    log wᵢ += −calibration·log(shareᵢ/share_base), the base being the mean term where none is declared.
+    δ = early_step and τ = early_band in a term's first steps, late_step and late_band after. At the first look-ahead,
+    once, log wᵢ += −calibration·log(shareᵢ/share_base), the base being the mean term where none is declared.
 
     A law that ``climbs`` makes that move in eight parts and asks after each of them what the remembered look-aheads
     would have said at the weights it has come to (:class:`~adaptive_loss.signals.Recall`). So it goes as far
     as the evidence reaches and stops there: it overshoots less and, from right weights, walks less with the noise. It
     raises no term above its start weight whose weighted gradient is longer than the base's already, and where the
     whole gradient's length has changed, it tells the optimizer's memory
-    (:func:`~adaptive_loss.optimizer_memory.rescale_memory`).
+    (:func:`~adaptive_loss.optimizer_memory.rescale_memory`). A term that comes in mid-run, as an adversarial one does,
+    meets a model that was trained without it: at its first look-ahead its weight is lowered until its gradient is no
+    longer than the base's, and its first steps have early look-aheads and steps of their own.
 
     Args:
         gain: η.
@@ -159,6 +161,7 @@ class MetaController(Modulator):
         super().bind(terms, total_steps, seed)
         self.last_action = 0
         self.told_of_epochs = False
+        self.met = torch.zeros(len(terms.names), dtype=torch.bool)
 
     def after_step(self, context: Context) -> list[Event]:
         """Act on a new look-ahead; without a probe, every 200 steps unless epochs are told."""
@@ -176,7 +179,9 @@ class MetaController(Modulator):
         way = np.zeros(len(before))
         if looked and context.signals.look_aheads == 1:
             way = way - self._calibration(context)
-        urge_after, size = self._urge_after(context, looked), self._step_size(context)
+        if looked:
+            way = way - self._welcome(context)
+        urge_after, size = self._urge_after(context, looked), self._by_age(context, "step")
         rounds = _ROUNDS if self.law.climbs else 1
         for _ in range(rounds):
             way = way + size / rounds * urge_after(way)
@@ -198,7 +203,7 @@ class MetaController(Modulator):
         """way → b(xᵢ) of the law, both [K], after a part ``way`` of this move, in nats."""
         signals, law = context.signals, self.law
         movable, linear = (self.terms.movable & context.on).numpy(), self._linear(context)
-        band = law.early_band if self._is_early(context) else law.late_band
+        band = self._by_age(context, "band")
         if not looked:
             return lambda _: np.where(movable, _beyond(linear, band), 0.0)
         weights, gained = context.weights.numpy(), self.log_gain.numpy()
@@ -228,12 +233,12 @@ class MetaController(Modulator):
         drift = float(context.signals.global_features()[_PROGRESS] @ _vector(law.drift))
         return (terms @ (_vector(law.features) + progress * _vector(law.late_features)) + drift).numpy()
 
-    def _step_size(self, context: Context) -> float:
-        return self.law.early_step if self._is_early(context) else self.law.late_step
-
-    def _is_early(self, context: Context) -> bool:
+    def _by_age(self, context: Context, what: Literal["step", "band"]) -> Array:
+        """[K] the early one for terms that have been there no longer than the early look-aheads take, else the late."""
         # The clock has moved on since the look-ahead of the step before.
-        return context.step - 1 <= self.schedule.edge(self.total_steps)
+        is_early = context.step - 1 - context.signals.arrivals <= self.schedule.edge(self.total_steps)
+        early, late = (getattr(self.law, f"{age}_{what}") for age in ("early", "late"))
+        return np.where(is_early.numpy(), early, late)
 
     def _length_ratio(self, context: Context, change: Tensor) -> float:
         """By how much the move makes the whole gradient longer; without a base the weights keep their sum."""
@@ -242,20 +247,31 @@ class MetaController(Modulator):
             after = after * (before.sum() / after.sum())
         return length_ratio(context.signals.gramians[-1], before, after)
 
+    def _welcome(self, context: Context) -> Array:
+        """[K] nats by which a gradient is longer than the base's: of a term that came in mid-run, at its first look."""
+        new = context.present & ~self.met & (context.signals.arrivals > 0)
+        self.met = self.met | context.present
+        return np.where((new & self.law.climbs).numpy(), self._excess(context).clip(0), 0.0)
+
     def _calibration(self, context: Context) -> Array:
+        return self.law.calibration * self._excess(context)
+
+    def _excess(self, context: Context) -> Array:
+        """[K] log(shareᵢ/share_base), the base being the mean term where none is declared."""
         share = context.signals.share.clamp_min(1e-12).log()
         base = self.terms.base_index
-        reference = share[context.on].mean() if base is None else share[base]
-        return (self.law.calibration * (share - reference)).numpy()
+        return (share - (share[context.on].mean() if base is None else share[base])).numpy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Gains and the clock of actions; the law itself is a setting, not state."""
-        return super().state_dict() | {"last_action": self.last_action, "told_of_epochs": self.told_of_epochs}
+        """Gains, the clock of actions, and which terms were met; the law itself is a setting, not state."""
+        clock = {"last_action": self.last_action, "told_of_epochs": self.told_of_epochs, "met": self.met.clone()}
+        return super().state_dict() | clock
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
         self.last_action, self.told_of_epochs = state["last_action"], state["told_of_epochs"]
+        self.met = state["met"].clone()
 
 
 def _blind(context: Context) -> bool:
@@ -263,7 +279,7 @@ def _blind(context: Context) -> bool:
     return context.objective is None or context.signals.look_aheads == 0
 
 
-def _beyond(urge: Array, band: float) -> Array:
+def _beyond(urge: Array, band: Array) -> Array:
     """b(x) = sign(x)·clip((|x| − τ)/(1 − τ), 0, 1)."""
     return np.sign(urge) * ((np.abs(urge) - band) / (1 - band)).clip(0, 1)
 

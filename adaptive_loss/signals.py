@@ -45,6 +45,8 @@ _CLIP = 5.0
 _TINY = 1e-30
 _FAST, _SLOW, _GAIN = 0.9, 0.99, 0.8
 _FIRST_STEPS = 10
+_APART, _GROWTH = 50, 1.25
+"""A term that comes sooner is one of the first; and of many that come one by one, as rare buckets do, few count."""
 _REMEMBERED = 12
 """Look-aheads that are remembered; the oldest counts for less than a tenth of the newest."""
 _ROUNDING = 1e-6
@@ -89,6 +91,10 @@ class Signals:
         n_terms: K.
         total_steps: length of the run in optimizer steps; None where unknown (progress then stays 0).
 
+    Attributes:
+        arrivals: [K] step (from 0) at which the term was there first, 0 where it has not come yet.
+        newest: the last arrival in mid-run, 0 without one.
+
     Example:
         >>> signals = Signals(2, total_steps=100)
         >>> signals.update(torch.tensor([1.0, 2.0], dtype=torch.float64))
@@ -104,6 +110,8 @@ class Signals:
         self.averages = Average(torch.tensor([_FAST] * n_terms + [_SLOW] * (2 * n_terms + 2), dtype=torch.float64))
         self.first = torch.full((n_terms,), math.nan, dtype=torch.float64)
         self.counts = torch.zeros(n_terms, dtype=torch.float64)
+        self.arrivals = torch.zeros(n_terms, dtype=torch.float64)
+        self.newest = 0
         self.signed = torch.zeros(n_terms, dtype=torch.bool)
         self.gain = torch.zeros(n_terms, dtype=torch.float64)
         self.gain_square = torch.zeros(n_terms, dtype=torch.float64)
@@ -133,6 +141,11 @@ class Signals:
             self.first_rate = learning_rate
 
     def _update_first(self, values: Tensor, fresh: Tensor) -> None:
+        new, before = fresh & (self.counts == 0), self.step - 1
+        if before and new.any():
+            self.arrivals = torch.where(new, float(before), self.arrivals)
+            if before >= _APART + _GROWTH * self.newest:
+                self.newest = before
         self.counts += fresh
         mean = torch.where(self.counts > 1, self.first, 0.0)
         self.first = torch.where(fresh, mean + (values - mean) / self.counts, self.first)

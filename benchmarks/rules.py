@@ -30,6 +30,7 @@ GIVEN: Mapping[str, Mapping[str, object]] = {
     "signal-to-noise ratios": {"levels": LEVELS},
     "shares": {"shares": LEVELS},
     "a term": {"term": "contrastive"},
+    "a schedule": {"schedule": [{"step": 1, **dict.fromkeys(TERMS, 1.0)}]},
 }
 EXTRA: Mapping[str, Mapping[str, object]] = {"switch_on": {"at": 0}, "wind_down": {"stall": 1}}
 SAME, OTHER = "through the same passes", "through other passes"

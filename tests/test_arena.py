@@ -110,6 +110,16 @@ class TestRecovery:
         assert interquartile_mean(values) == (None if mean is None else pytest.approx(mean))
 
 
+def test_replays_lie_in_the_study_of_what_they_replay(play: Arena, tmp_path: Path) -> None:
+    asked = ("--weightings", "adaptive", "dwa", "replay_mean", "--starts", "customary")
+    assert play(*asked, families=("toy",)) == 1  # dwa's second seed
+    cells = {cell["weighting"]: cell for cell in document(tmp_path)["cells"]}
+    assert list(cells) == ["fixed", "adaptive", "replay_mean", "dwa"]
+    assert [cells[name]["n"] for name in cells] == [5, 5, 5, 4]
+    assert (tmp_path / "out/toy/adaptive/replay_mean/customary/seed_1").is_dir()
+    assert not (tmp_path / "out/toy/replay_mean").exists()
+
+
 def test_the_table(play: Arena, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert play("--weightings", "adaptive", "uncertainty", "--starts", "customary", "random*10") == 0
     found = document(tmp_path)

@@ -19,7 +19,7 @@ from adaptive_loss.rebuild import rebuild
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import Task
 from adaptive_loss.trainer import compare, study
-from adaptive_loss.trainer.arms import Arm, rule_arm, started
+from adaptive_loss.trainer.arms import Arm, rule_arm, sourced, started
 from adaptive_loss.trainer.simple_ablation_analysis import bca_interval, sign_flip_p
 from adaptive_loss.utils.config import RunConfig, Settings, to_json
 
@@ -55,6 +55,8 @@ def stub(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
     row = dict.fromkeys(records.COLUMNS, 0) | {"mode": config.mode, "seed": config.seed, "status": "ok"}
     row |= {"test_accuracy": None, "select_accuracy": None, "test_loss": 50.0, "select_own_kid": kid(config)}
     row |= {"select_loss": 1.0, "train_seconds": 1.0}
+    points = [{"step": step, "reconstruction": 1.0, "kl": weight * step} for step in (1, 2, 3)]
+    row["weights"] = {"mean": {"reconstruction": 1.0, "kl": 2 * weight}, "schedule": points}
     if config.read_test:
         row |= {"test_own_kid": kid(config), "test_kl": 9 / weight, "test_reconstruction": 40 + weight}
     (folder / "result.json").write_text(json.dumps(row))
@@ -202,6 +204,50 @@ def test_rules_are_run_on_start_weights_from_every_start(toy: Compare, tmp_path:
     assert json.loads((tmp_path / "out/adaptive/seed_1/config.json").read_text())["mode"] == "full"
 
 
+# Replays ------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_takes_the_weights_of_the_run_of_its_seed_and_start(toy: Compare, tmp_path: Path) -> None:
+    arms = ("--weightings", "replay_mean", "adaptive", "replay-schedule", "--starts", "given", "kl*10")
+    assert toy(*arms, seeds=(1, 2)) == 2  # nothing adapts before the first
+    assert toy("--weightings", "adaptive", "replay_mean", "replay-schedule", *arms[-3:], seeds=(1, 2)) == 0
+    for place, weight in (("", 1.0), ("kl_x10/", 5.0)):
+        mean, schedule = (
+            json.loads((tmp_path / f"out/replay_{kind}/{place}seed_2/config.json").read_text())
+            for kind in ("mean", "schedule")
+        )
+        assert (mean["mode"], mean["weighting"], mean["schedule"]) == ("baseline", "fixed", [])
+        assert mean["weights"]["kl"] == 2 * weight
+        assert (schedule["mode"], schedule["weighting"]) == ("baseline", "replay")
+        assert schedule["weights"].get("kl", 1.0) == weight
+        assert [point["kl"] for point in schedule["schedule"]] == [weight, 2 * weight, 3 * weight]
+
+
+def test_a_replay_follows_the_adapting_arm_named_last_before_it() -> None:
+    arms = [rule_arm(name, "") for name in ("lookahead_only", "fixed", "replay_mean", "full", "replay_schedule")]
+    assert [arm.source for arm in sourced(arms, "")] == [None, None, "lookahead_only", None, "full"]
+
+
+def test_replays_of_a_run_that_failed_are_failed_rows(
+    toy: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
+        if config.mode == "full" and config.seed == 2:
+            raise RuntimeError("it diverged")
+        return stub(config, folder, quiet=quiet)
+
+    def states() -> list[tuple[str, int, bool]]:
+        rows = json.loads((tmp_path / "out/compare.json").read_text())["rows"]
+        return [(row["mode"], row["seed"], row["status"] == "ok") for row in rows]
+
+    monkeypatch.setattr("adaptive_loss.trainer.loop.run", run)
+    assert toy("--weightings", "adaptive", "replay_mean", seeds=(1, 2)) == 1
+    assert states() == [(arm, seed, seed == 1) for arm in ("adaptive", "replay_mean") for seed in (1, 2)]
+    monkeypatch.setattr("adaptive_loss.trainer.loop.run", stub)
+    assert toy("--weightings", "adaptive", "replay_mean", seeds=(1, 2)) == 0
+    assert all(ok for _, _, ok in states())
+
+
 def test_an_arm_that_cannot_run_is_met_before_the_search(
     toy: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +328,7 @@ def test_flags_come_from_a_file_too_but_no_code(
         (["--seeds", "1", "1"], "--seeds: 1 is given twice"),
         (["--weights", "kd=1"], "--weights names the unknown term 'kd'"),
         (["--trials", "0"], "--trials is 0"),
+        (["--weightings", "fixed", "replay_mean"], "replay_mean replays a mode that adapts; name one before it"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

@@ -17,7 +17,7 @@ from toy import WEIGHTS, train
 from adaptive_loss import LossExecutor, MetaController
 from adaptive_loss import signals as signal
 from adaptive_loss.gradients import LookAhead, look_ahead
-from adaptive_loss.guards import REACH
+from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.losses import Terms
 from adaptive_loss.meta_controller import CLIMB, RULE, ZERO, ControllerLaw
 from adaptive_loss.policy_files import POLICIES, write_policy
@@ -211,6 +211,59 @@ def test_state_round_trip() -> None:
     again.load_state_dict(state)
     assert again.state_dict()["last_action"] == state["last_action"] > 0
     assert torch.equal(again.gains(), run.executor.modulators[0].gains())
+    assert again.met.all()
+
+
+# ---- a term that comes in mid-run -----------------------------------------------------------------------------------
+
+
+def arrival(law: ControllerLaw, size: float, steps: int = 120, at: int = 100) -> list[float]:
+    """The weight, by step, of a term that comes at step ``at`` with a gradient of ``size`` times the base's."""
+    p = torch.nn.Parameter(torch.zeros(8, dtype=torch.float64))
+    goal = torch.linspace(1.0, 2.0, 8, dtype=torch.float64)
+    executor = LossExecutor(
+        {"fit": 1.0, "late": 1.0},
+        base="fit",
+        modulators=[MetaController(law)],
+        probe=lambda: (p - goal).square().sum(),
+        total_steps=400,
+        guards=Guards(rate_limit=None, spikes=False),
+    )
+    optimizer, weights = torch.optim.SGD([p], lr=1e-5), []
+    for step in range(steps):
+        optimizer.zero_grad()
+        losses = {"fit": (p - goal).square().sum()}
+        if step >= at:
+            losses["late"] = size * (p + goal.flip(0)).square().sum()
+        executor(losses).backward()
+        executor.step(optimizer)
+        weights.append(executor.weights["late"])
+    return weights
+
+
+def test_a_term_that_comes_late_and_pulls_harder_than_the_base_is_lowered_to_it_at_once() -> None:
+    """A discriminator's gradient, 62 times the reconstruction's, undid a quarter of a run within an epoch."""
+    weights = arrival(CLIMB, 50.0)
+    assert set(weights[:102]) == {1.0}  # one step to meet it, one to look ahead
+    assert weights[102] < 1.01 / 50
+    assert weights[-1] < weights[102]  # and its own early look-aheads go on from there
+
+
+def test_a_late_term_that_pulls_less_than_the_base_enters_at_its_weight() -> None:
+    assert arrival(CLIMB, 0.5, steps=103)[102] == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_plain_rule_welcomes_nobody() -> None:
+    assert arrival(RULE, 50.0, steps=103)[102] > 0.1
+
+
+def test_a_late_term_has_early_steps_and_the_others_have_not() -> None:
+    controller = MetaController(replace(CLIMB, late_step=0.0, late_band=0.0))
+    controller.bind(Terms({"a": 1.0, "b": 1.0, "c": 1.0}, "a"), 1000, 0)
+    signals = looked([0.0, -0.5, -0.5])
+    signals.arrivals, signals.step = torch.tensor([0.0, 0.0, 300.0], dtype=torch.float64), 305
+    sizes = controller._by_age(context_of(signals), "step")
+    assert sizes.tolist() == [0.0, 0.0, 1.4]
 
 
 # ---- a law that climbs ----------------------------------------------------------------------------------------------

@@ -1,45 +1,89 @@
-"""The benchmark of the VAE's KL weight: its arms, and its table from given rows."""
+"""The benchmarks that train arms × seeds: their arms are runs that can be, and their tables say what the rows hold."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
 from adaptive_loss.utils.config import validate
+from benchmarks import arms as study
+from benchmarks import generative, score_errors, set_point, switch_on
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "generative_benchmark", Path(__file__).parents[1] / "benchmarks" / "generative.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_arms_are_pairs_by_seed_in_folders_of_their_own(benchmark: ModuleType) -> None:
-    todo = benchmark.specs(benchmark.Flags(seeds=(1, 2)))
-    assert len(todo) == 2 * (5 + 4) == len({spec.folder for spec in todo})
+@pytest.mark.parametrize(("benchmark", "arms"), [(generative, 7 + 2 * 5), (score_errors, 13), (switch_on, 3)])
+def test_arms_are_pairs_by_seed_in_folders_of_their_own(benchmark: Any, arms: int) -> None:
+    flags = benchmark.Flags(seeds=(1, 2))
+    todo = study.specs(flags, benchmark.arms(flags))
+    assert len(todo) == 2 * arms == len({spec.folder for spec in todo})
     for spec in todo:
         validate(spec.config)
-    adaptive = [spec.config for spec in todo if spec.config.mode != "baseline"]
-    assert {(c.objective, c.weights["kl"]) for c in adaptive} == {
-        (objective, kl) for objective in ("elbo", "sample_quality") for kl in (0.01, 100.0)
-    }
 
 
-def test_table_has_means_of_what_finished_and_counts_the_rest(benchmark: ModuleType) -> None:
-    def row(kid: float) -> dict[str, object]:
-        numbers = {"test_own_kid": kid, "test_own_frechet": 2.0, "test_bits_per_dim": 0.5}
-        return {"mode": "fixed 1", "status": "ok", "weights": {"final": {"kl": 1.0}}, **numbers}
+def test_the_adaptive_arms_of_the_vae_start_from_every_weight_with_every_objective() -> None:
+    found = generative.arms(generative.Flags()).values()
+    adaptive = {(c.objective, c.weights["kl"]) for c in found if c.mode != "baseline"}
+    assert adaptive == {(objective, kl) for objective in ("elbo", "sample_quality") for kl in generative.STARTS}
 
-    lines = benchmark.table([row(0.1), row(0.3), {"mode": "fixed 1", "status": "failed"}]).splitlines()
-    assert lines[1].split() == ["fixed", "1", "1", "0.2", "2", "0.5"]
-    assert lines[2].split() == ["fixed", "1", "1", "failed"]
+
+def rows(values: dict[str, list[float]]) -> list[dict[str, Any]]:
+    return [
+        {"arm": arm, "seed": seed, "status": "ok", "error": value}
+        for arm, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+
+
+def test_the_table_has_means_of_what_finished_and_counts_the_rest() -> None:
+    failed = {"arm": "a", "seed": 9, "status": "failed: it diverged", "error": None}
+    lines = study.table([*rows({"a": [1.0, 3.0], "b": [4.0]}), failed], ["error"]).splitlines()
+    assert [line.split() for line in lines[1:]] == [["a", "2", "1", "2"], ["b", "1", "0", "4"]]
+
+
+def test_an_arm_is_measured_against_the_best_fixed_one() -> None:
+    found = rows({"low": [1.0, 2.0, 3.0], "high": [9.0, 9.0, 9.0], "ours": [1.1, 2.1, 3.4]})
+    (item,) = study.against_best(found, ["error"], ["low", "high"])
+    assert (item["arm"], item["best"]) == ("ours", "low")
+    assert item["ratio"] == pytest.approx(6.6 / 6.0) and item["interval95"][0] < 1.1 < item["interval95"][1]
+
+
+def test_a_rival_with_a_failed_run_is_not_the_best() -> None:
+    failed = {"arm": "low", "seed": 3, "status": "failed: it diverged", "error": None}
+    found = [*rows({"low": [1.0, 2.0, 3.0], "high": [9.0, 9.1, 9.2], "ours": [9.0, 9.0, 9.1]}), failed]
+    assert study.against_best(found, ["error"], ["low", "high"])[0]["best"] == "high"
+
+
+def test_a_tilt_leaves_the_middle_and_spans_two_decades() -> None:
+    weights = score_errors.tilted({f"bucket_{k}": 2.0 for k in range(9)})
+    assert weights["bucket_4"] == pytest.approx(2.0)
+    assert (weights["bucket_0"], weights["bucket_8"]) == pytest.approx((0.2, 20.0))
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "interval"), [(0, 10, (0.0, 0.3085)), (10, 10, (0.6915, 1.0)), (1, 10, (0.0025, 0.4450))]
+)
+def test_the_exact_interval_of_a_share(hits: int, n: int, interval: tuple[float, float]) -> None:
+    """Against printed tables of Clopper and Pearson's interval."""
+    assert switch_on.share_interval(hits, n) == pytest.approx(interval, abs=1e-4)
+
+
+def test_a_jump_above_the_bound_and_a_failed_run_are_collapses() -> None:
+    found = [{"arm": "a", "status": "ok", "jump": jump} for jump in (0.1, 0.5, 0.6)]
+    found.append({"arm": "a", "status": "failed: it diverged", "jump": None})
+    assert switch_on.counts(found).startswith("a: 2 of 4 collapsed or failed")
+
+
+@pytest.mark.parametrize("change", list(set_point.CHANGES))
+def test_a_target_is_the_same_demand_in_every_unit(change: str) -> None:
+    """8 nats an image, or 1 in squared units of images from 0 to 1, whatever the executor is told of."""
+    for held, asked in set_point.ASKED.items():
+        case = set_point.Case(held, "set_point", change)  # pyright: ignore[reportArgumentType]
+        own = asked * (case.how.scale**2 if held == "distortion" else 1.0) / (case.size if case.how.mean else 1)
+        assert case.relative(own) == pytest.approx(1.0)
+        assert case.executor(10, 1).terms.targets == {held: case.target}
+
+
+def test_one_case_runs_and_is_reported() -> None:
+    row = set_point.run(set_point.Case("rate", "set_point", "mean, declared"), seed=1, epochs=1)
+    assert row["asked"] == 8.0 and row["reached"] > 0 and row["skipped"] == 0
+    assert f"{row['reached']:.3f}" in set_point.table([row])

@@ -30,6 +30,15 @@ def test_the_number_of_look_aheads_does_not_depend_on_the_length(total: int) -> 
     assert max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.parametrize("total", [1000, None])
+def test_a_term_that_comes_in_mid_run_brings_early_look_aheads_of_its_own(total: int | None) -> None:
+    schedule = Schedule()
+    due = [step for step in range(600, 1000) if schedule.due(step, total, arrived=600)]
+    plain = [step for step in range(600, 1000) if schedule.due(step, total)]
+    assert due[0] == 601 and sum(step <= 650 for step in due) == 12
+    assert [step for step in due if step > 650] == [step for step in plain if step > 650]
+
+
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 7, 13, 33, 53])
 def test_short_runs_look_ahead_on_at_most_every_step(total: int) -> None:
     due = [step for step in range(total) if Schedule().due(step, total)]

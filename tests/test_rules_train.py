@@ -38,6 +38,7 @@ UNMET = {
     "edm2_uncertainty": "noise levels: make it with levels",
     "min_snr": "noise levels: make it with levels",
     "p2": "noise levels: make it with levels",
+    "replay": "a schedule: make it with Replay",
     "shares": "shares: make it with Shares",
     "switch_on": "a term and a time: make it with SwitchOn",
     "wind_down": "a term and a sign: make it with WindDown",
@@ -116,7 +117,7 @@ def test_a_page_has_all_that_a_user_asks_for(rule: str) -> None:
     text = " ".join(catalogue.page(rule).split())
     for part in ("Choose it when", "Metrics it logs", "Deviations", "Example", "(n_terms"):
         assert part in text, part
-    assert "Reference" in text or rule in ("equal", "fixed", "shares")
+    assert "Reference" in text or rule in ("equal", "fixed", "replay", "shares")
 
 
 def test_a_page_shows_the_defaults() -> None:

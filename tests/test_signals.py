@@ -73,6 +73,22 @@ def test_first_is_the_mean_of_the_first_ten_values() -> None:
     assert signals.first.tolist() == pytest.approx([5.5])
 
 
+def test_a_term_that_comes_in_mid_run_is_the_newest() -> None:
+    signals = Signals(3, 1000)
+    for step in range(200):
+        signals.update(vector(1.0, 1.0 if step >= 20 else math.nan, 1.0 if step >= 120 else math.nan))
+    assert signals.arrivals.tolist() == [0.0, 20.0, 120.0]
+    assert signals.newest == 120  # the second is one of the first
+
+
+def test_of_terms_that_come_one_by_one_few_count() -> None:
+    signals, newest = Signals(1000, None), set()
+    for step in range(1000):
+        signals.update(torch.where(torch.arange(1000) <= step, 1.0, math.nan).double())
+        newest.add(signals.newest)
+    assert 1 < len(newest) < 12
+
+
 def test_trust_by_hand() -> None:
     signals = Signals(2, 100)
     signals.look(found(0.5, -0.1), train=1.0)

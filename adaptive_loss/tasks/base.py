@@ -141,7 +141,8 @@ class Task(ABC):
     def weighting(self) -> Weighting:
         """The rule that ``--weighting`` names, made with what the task knows of the rule's needs."""
         rule = weightings.get(self.config.weighting)
-        options = {key: value for need in rule.needs for key, value in self.rule_options.get(need, {}).items()}
+        known = {**self.rule_options, "a schedule": {"schedule": self.config.schedule}}
+        options = {key: value for need in rule.needs for key, value in known.get(need, {}).items()}
         return rule(len(self.terms), **options)
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from typing import Any
 from adaptive_loss import records
 from adaptive_loss.errors import UsageError
 from adaptive_loss.trainer import compare, plan
-from adaptive_loss.trainer.arms import OWN_START, rule_arm, started
+from adaptive_loss.trainer.arms import OWN_START, rule_arm, sourced, started
 from adaptive_loss.trainer.recovery import interquartile_mean, recovery
 from adaptive_loss.trainer.studies import Result, Spec, finished, worker_count
 from adaptive_loss.trainer.study import Study, StudyFlags, check, check_list, complete, prepare, report_failures
@@ -57,7 +57,10 @@ class Flags(StudyFlags):
 
 @dataclass(frozen=True)
 class Entry:
-    """One family under one rule: a study of its own, so that another rule or family leaves it as it is."""
+    """One family under one rule: a study of its own, so that another rule or family leaves it as it is.
+
+    A replay is in the study of what it replays.
+    """
 
     task: str
     weighting: str
@@ -77,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     worker_count(flags.jobs)
     check_kept(flags, entries)
     if flags.dry_run:
-        return plan.show([spec for entry in entries for spec in _specs(entry.study)], flags.jobs, flags.json)
+        studies = {entry.study.folder: entry.study for entry in entries}.values()
+        return plan.show([spec for study in studies for spec in _specs(study)], flags.jobs, flags.json)
     rows, left_out = run_entries(entries, flags.jobs)
     document = {
         "config": _asked(flags, entries),
@@ -101,24 +105,29 @@ def entries_of(flags: Flags, argv: Sequence[str]) -> list[Entry]:
     check_list("weightings", flags.weightings)
     names = flags.tasks or tuple(tasks.names())
     check_list("tasks", names)
-    rules = [name for name in flags.weightings if rule_arm(name, "--weightings").name not in RIVALS]
-    return [
-        Entry(task, rule, compare.study_of(_for_task(flags, task, rule), argv))
-        for task in names
-        for rule in ("fixed", *rules)
-    ]
+    together: dict[str, list[str]] = {}
+    arms = sourced([rule_arm(name, "--weightings") for name in flags.weightings], "--weightings")
+    for name, arm in zip(flags.weightings, arms, strict=True):
+        if arm.name not in RIVALS:
+            together.setdefault(arm.source or arm.name, []).append(name)
+    entries = []
+    for task in names:
+        for rules in (RIVALS, *together.values()):
+            study = compare.study_of(_for_task(flags, task, tuple(rules)), argv)
+            entries += [Entry(task, rule, study) for rule in rules if rule != "tuned"]
+    return entries
 
 
-def _for_task(flags: Flags, task: str, rule: str) -> compare.Flags:
-    """The comparison that one entry is: what was given holds for every task, the rest is the task's own."""
+def _for_task(flags: Flags, task: str, rules: tuple[str, ...]) -> compare.Flags:
+    """The comparison of ``rules``: what was given holds for every task, the rest is the task's own."""
     shared = {field.name for field in fields(compare.Flags)} & {field.name for field in fields(flags)}
     given = {name: getattr(flags, name) for name in shared if getattr(flags, name) != getattr(Flags(), name)}
     place = {
         "task": task,
         "seeds": flags.seeds,
-        "weightings": RIVALS if rule == "fixed" else (rule,),
+        "weightings": rules,
         "starts": starts_of(task, flags.starts),
-        "output_dir": flags.output_dir / task / rule.replace(":", "_"),
+        "output_dir": flags.output_dir / task / rules[0].replace(":", "_"),
     }
     return completed(compare.Flags(**{**given, **place}), "arena")
 
@@ -162,12 +171,18 @@ def run_entries(
             check(entry.study)  # before anything of it is on disk
             if any(finished(spec) is None for spec in entry.study.specs()):
                 prepare(entry.study.settings)
-            rows[_key(entry)] = complete(entry.study, jobs)
+            rows[_key(entry)] = [row for row in complete(entry.study, jobs) if _is_of(entry, row)]
         except UsageError as error:
             if entry.weighting == "fixed":
                 raise
             left_out[_key(entry)] = str(error)
     return rows, left_out
+
+
+def _is_of(entry: Entry, row: Result) -> bool:
+    """Whether a row is of the entry's rule; those of tuned weights count to ``fixed``."""
+    name = row["mode"].partition("/")[0]
+    return name in RIVALS if entry.weighting == "fixed" else name == rule_arm(entry.weighting, "--weightings").name
 
 
 def cells_of(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from adaptive_loss.errors import UsageError
 from adaptive_loss.modes import modes
@@ -14,6 +15,8 @@ from adaptive_loss.utils.config import Settings
 # and `tuned` and `customary` are the baseline with weights that a search found, or that the task says are usual.
 RUN_AS = {"adaptive": "full", "tuned": "baseline", "customary": "baseline"}
 OWN_START = ("tuned", "customary")
+REPLAYS = {"replay_mean": "fixed", "replay_schedule": "replay"}
+"""An arm that replays the weights of another's finished run → the rule by which it does."""
 GIVEN = "given"
 _FACTOR = re.compile(r"(?P<term>\w+)(?P<operation>[*/])(?P<number>[0-9.eE+-]+)")
 
@@ -28,6 +31,7 @@ class Arm:
         weighting: the rule below it; None is the study's own.
         start: its start weights: ``given``, ``customary`` or ``tuned``.
         factor: a term and what its start weight is multiplied by, to start from a wrong one.
+        source: the arm whose finished run of the same seed it replays.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Arm:
     weighting: str | None = None
     start: str = GIVEN
     factor: tuple[str, float] | None = None
+    source: str | None = None
 
     def weights(self, settings: Settings, tuned: Mapping[str, float] | None = None) -> dict[str, float]:
         """The start weights of its runs, as far as they are not 1; ``tuned`` is what a search found."""
@@ -50,6 +55,12 @@ class Arm:
         term, factor = self.factor
         weights = {**customary, **settings.weights}
         return {**weights, term: weights.get(term, 1.0) * factor}
+
+    def replayed(self, start: Mapping[str, float], export: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that replay what ``LossExecutor.export`` says of a run from ``start``."""
+        if self.weighting == "replay":
+            return {"weights": dict(start), "schedule": export["schedule"]}
+        return {"weights": {**start, **export["mean"]}}
 
 
 def mode_name(given: str, flag: str) -> str:
@@ -74,10 +85,31 @@ def rule_arm(given: str, flag: str) -> Arm:
     """
     from adaptive_loss.weighting import weightings
 
-    names = {*modes.names(), *modes.aliases, *RUN_AS}
-    if given.replace("-", "_") in names:
+    names, name = {*modes.names(), *modes.aliases, *RUN_AS}, given.replace("-", "_")
+    if name in names:
         return mode_arm(mode_name(given, flag))
-    return Arm(given.replace("-", "_"), weighting=weightings.resolve(given, flag=flag, also=names))
+    if name in REPLAYS:
+        return Arm(name, weighting=REPLAYS[name])
+    return Arm(name, weighting=weightings.resolve(given, flag=flag, also=names | {*REPLAYS}))
+
+
+def sourced(arms: Sequence[Arm], flag: str) -> list[Arm]:
+    """``arms``, each replay with the arm that it replays: of those that adapt, the last one named before it.
+
+    Raises:
+        UsageError: there is none.
+
+    Example:
+        >>> [arm.source for arm in sourced([Arm("full", "full"), Arm("replay_mean")], "--weightings")]
+        [None, 'full']
+    """
+    found, last = [], None
+    for arm in arms:
+        if arm.name in REPLAYS and last is None:
+            raise UsageError(f"{flag}: {arm.name} replays a mode that adapts; name one before it, controller_only say")
+        last = arm.name if modes.get(arm.mode)().adapts else last
+        found.append(replace(arm, source=last) if arm.name in REPLAYS else arm)
+    return found
 
 
 def started(arm: Arm, start: str) -> Arm:
@@ -93,14 +125,20 @@ def started(arm: Arm, start: str) -> Arm:
     if arm.start in OWN_START or start == GIVEN:
         return arm
     if start == "customary":
-        return Arm(f"{arm.name}/{start}", arm.mode, arm.weighting, start)
+        return _elsewhere(arm, start, start=start)
     match = _FACTOR.fullmatch(start)
     factor = _number(match["number"]) if match else 0.0
     if match is None or not 0 < factor < float("inf"):
         raise UsageError(f"--starts: {start!r} is no start; give given, customary, TERM*10 or TERM/10")
     factor = factor if match["operation"] == "*" else 1 / factor
-    name = f"{arm.name}/{match['term']}_x{factor:g}"
-    return Arm(name.replace("+", ""), arm.mode, arm.weighting, factor=(match["term"], factor))
+    place = f"{match['term']}_x{factor:g}".replace("+", "")
+    return _elsewhere(arm, place, factor=(match["term"], factor))
+
+
+def _elsewhere(arm: Arm, place: str, **changes: Any) -> Arm:
+    """``arm`` under the name of its start; what it replays starts there too."""
+    source = None if arm.source is None else f"{arm.source}/{place}"
+    return replace(arm, name=f"{arm.name}/{place}", source=source, **changes)
 
 
 def _number(text: str) -> float:

@@ -12,7 +12,7 @@ from adaptive_loss.errors import UsageError
 from adaptive_loss.picture import curves, intervention_steps
 from adaptive_loss.report.comparison import plane_picture, samples_picture, shares_picture
 from adaptive_loss.report.pictures import weights_picture
-from adaptive_loss.trainer.arms import GIVEN, Arm, rule_arm, started
+from adaptive_loss.trainer.arms import GIVEN, Arm, rule_arm, sourced, started
 from adaptive_loss.trainer.studies import Result, finished
 from adaptive_loss.trainer.study import Study, StudyFlags, check_list, run_study
 from adaptive_loss.trainer.task_flags import TaskFlags, completed
@@ -30,7 +30,7 @@ class Flags(TaskFlags, StudyFlags):
     """The flags of a comparison."""
 
     weightings: tuple[str, ...] = ("fixed", "tuned", "adaptive")
-    """The arms: rules on the start weights (fixed holds them), customary, tuned, adaptive, or any mode."""
+    """The arms: rules on the start weights (fixed holds them), customary, tuned, adaptive, any mode, or a replay."""
     seeds: tuple[int, ...] = (1, 42, 123, 456, 789)
     """Seeds; every arm runs each of them, paired."""
     starts: tuple[str, ...] = (GIVEN,)
@@ -74,7 +74,7 @@ def study_of(flags: Flags, argv: Sequence[str]) -> Study:
 
 def arms_of(flags: Flags, terms: Sequence[str]) -> tuple[Arm, ...]:
     """Every arm from every start; those with start weights of their own once."""
-    asked = [rule_arm(name, "--weightings") for name in flags.weightings]
+    asked = sourced([rule_arm(name, "--weightings") for name in flags.weightings], "--weightings")
     check_list("weightings", [arm.name for arm in asked])
     check_list("starts", flags.starts)
     arms = dict.fromkeys(started(arm, start) for start in flags.starts for arm in asked)

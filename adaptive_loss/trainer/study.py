@@ -17,7 +17,7 @@ from adaptive_loss.trainer import plan
 from adaptive_loss.trainer.arms import Arm
 from adaptive_loss.trainer.progress import Progress
 from adaptive_loss.trainer.simple_ablation_analysis import PAIRS
-from adaptive_loss.trainer.studies import Result, Spec, check_folders, finished, run_all, worker_count
+from adaptive_loss.trainer.studies import Result, Spec, check_folders, failed_row, finished, run_all, worker_count
 from adaptive_loss.trainer.tables import tables
 from adaptive_loss.trainer.tuning import Search, search_for
 from adaptive_loss.utils.config import (
@@ -97,8 +97,13 @@ class Study:
 
     def _spec(self, arm: Arm, seed: int) -> Spec:
         own = {"weights": arm.weights(self.settings, self.tuned), "weighting": arm.weighting or self.settings.weighting}
-        config = run_config(self.settings, mode=arm.mode, seed=seed, **own)
         settled = arm.start != "tuned" or self.tuned is not None
+        if arm.source is not None:
+            source = next(other for other in self.arms if other.name == arm.source)
+            row = finished(self._spec(source, seed))
+            settled = row is not None
+            own |= arm.replayed(own["weights"], row["weights"]) if row else {}
+        config = run_config(self.settings, mode=arm.mode, seed=seed, **own)
         return Spec(arm.name, config, self.folder / arm.name / f"seed_{seed}", settled)
 
     def search(self) -> Search | None:
@@ -326,5 +331,10 @@ def _run_rest(study: Study, jobs: int, ledger: Ledger, known: int) -> list[Resul
         do([spec for spec in study.specs() if spec.settled])
         if search is not None:
             study = replace(study, tuned=search.run(jobs, on_row=progress.done))
-            do([spec for spec in study.specs() if spec.folder not in rows])
+        left = [spec for spec in study.specs() if spec.folder not in rows]
+        do([spec for spec in left if spec.settled])
+        for spec in left:
+            if not spec.settled:
+                rows[spec.folder] = failed_row(spec, "the run that it replays did not finish")
+                keep(spec, rows[spec.folder])
     return [rows[spec.folder] for spec in study.specs()]

@@ -84,6 +84,8 @@ class RunConfig(Settings):
     """Seed of initialisation, order and augmentation."""
     read_test: bool = True
     """Read the test split once, at the end; a search over settings leaves it unread."""
+    schedule: list[dict[str, float]] = field(default_factory=list)
+    """What the rule ``replay`` plays back: points of a finished run, as in its result.json."""
 
 
 def run_config(settings: Settings, *, mode: str, seed: int, **changes: Any) -> RunConfig:
@@ -225,7 +227,8 @@ def from_json(values: Mapping[str, Any]) -> RunConfig:
 def differences(there: RunConfig, here: RunConfig) -> list[str]:
     """What makes two runs different ones, as ``"epochs 25 there, 30 here"``; empty for the same run."""
     pairs = [(f.name, getattr(there, f.name), getattr(here, f.name)) for f in fields(RunConfig)]
-    return [f"{name} {a} there, {b} here" for name, a, b in pairs if a != b and name not in NOT_IDENTITY]
+    changed = [(name, a, b) for name, a, b in pairs if a != b and name not in NOT_IDENTITY]
+    return ["another schedule" if name == "schedule" else f"{name} {a} there, {b} here" for name, a, b in changed]
 
 
 def _flag(name: str) -> str:
