@@ -4,6 +4,8 @@
     adaptive-loss train classify --quick --dataset digits --seed 1 --output-dir DIR, and --seed 2
 
 Data, shifts, network and draws are the task's, the loop and the losses are not: both follow one course, to rounding.
+Test accuracy and cross-entropy (nats) of seeds 1 and 2: 0.9416, 0.6487 and 0.9416, 0.6868 here, and the same four
+decimals by the task (fp32, commit ac4ab20).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from adaptive_loss.metrics.prdc import precision_recall_density_coverage
 from adaptive_loss.models.conv_gan import ImageCritic, ImageGenerator
 from adaptive_loss.seeding import own_generator
 
-EPOCHS, BATCH, LR, GAMMA, DECAY, RIM = 60, 128, 1e-3, 0.0004, 0.99, 4
+EPOCHS, BATCH, LR, GAMMA, DECAY, RIM = 60, 128, 2e-3, 0.0004, 0.99, 4
 BETAS = (0.5, 0.99)
 
 
