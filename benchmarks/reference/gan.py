@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adaptive_loss.data.gaussians_25 import STD, centres, load
 from adaptive_loss.metrics.modes import mode_coverage
 
-EPOCHS, BATCH, LR, GAMMA, DECAY, LATENT = 40, 256, 2e-3, 0.01, 0.99, 8
+EPOCHS, BATCH, LR, GAMMA, DECAY, LATENT = 60, 256, 2e-3, 0.01, 0.99, 8
 BETAS = (0.5, 0.99)
 
 
