@@ -13,6 +13,8 @@ from adaptive_loss.events import Event
 Law = Callable[[float, float, float], tuple[float, float]]
 """(value, integral, error) → where the law wants the knob, and its integral. Pure; the error is observed − target."""
 
+PART = 10
+"""Of a knob's steps, the part that it has to have stood at a bound for its target to count as out of reach."""
 _STATE = ("value", "integral", "average", "seen", "stuck")
 
 
@@ -93,6 +95,11 @@ def reported(alarms: list[Saturation], step: int) -> list[Event]:
     events = [Event(step, "alarm", str(alarm), asdict(alarm)) for alarm in alarms]
     alarms.clear()
     return events
+
+
+def unreached(knobs: Mapping[str, Knob]) -> dict[str, str]:
+    """Those of the knobs whose target cannot be reached, each with the reason."""
+    return {name: reason for name, knob in knobs.items() if (reason := knob.unreached) is not None}
 
 
 def _warn(alarm: Saturation) -> None:
@@ -179,6 +186,15 @@ class Knob:
         self._set(value)
         low, high = self.limits.bounds
         self._watch(observed, (wanted < low and value == low) or (wanted > high and value == high))
+
+    @property
+    def unreached(self) -> str | None:
+        """Why the target cannot be reached, or None: it stands at a bound for a tenth of its steps, or has alarmed."""
+        patience = min(self.seen / PART, self.limits.alarm_after or math.inf)
+        if not self.stuck or self.stuck < patience or self.value == self.limits.rest:
+            return None
+        observed = self.target + self.average / self.scale
+        return str(Saturation(self.name, self.value, observed, self.target, self.stuck))
 
     def _set(self, value: float) -> None:
         changed, self.value = value != self.value, value

@@ -210,6 +210,13 @@ class LossExecutor(nn.Module):
         """The terms that are left out now, where ``Guards(quarantine=...)`` allows it."""
         return self._gate.left_out
 
+    @property
+    def unreached(self) -> dict[str, str]:
+        """The terms whose target cannot be reached: their law has long stood at a bound, as each one's line says."""
+        return {
+            name: reason for part in (self.weighting, *self.modulators) for name, reason in part.unreached().items()
+        }
+
     def export(self) -> dict[str, Any]:
         """The weights found: ``final``, their ``mean`` over the run, and the ``schedule`` (at most ~1,000 points)."""
         return {"final": self.weights, **self.history.export()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptive_loss.events import Event
-from adaptive_loss.knob import Knob, Limits, Saturation, log_weight, reported
+from adaptive_loss.knob import Knob, Limits, Saturation, log_weight, reported, unreached
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context
@@ -54,6 +54,10 @@ class Modulator(ABC):
     def end_epoch(self, context: Context, metrics: Mapping[str, float]) -> list[Event]:
         """Called at the end of an epoch, where the user says so."""
         return []
+
+    def unreached(self) -> Mapping[str, str]:
+        """The terms that no weight brings to their target, each with the reason in one line."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that must survive a restart, as tensors and numbers."""
@@ -105,6 +109,10 @@ class SetPoint(Modulator):
             if context.present[i]:
                 self.log_gain[i] = knob.observe(float(means[i]))
         return reported(self.alarms, context.step)
+
+    def unreached(self) -> Mapping[str, str]:
+        """The constraints whose knobs stand at a bound."""
+        return unreached(self.knobs)
 
     def state_dict(self) -> dict[str, Any]:
         """Gains and knobs."""

@@ -16,6 +16,7 @@ from adaptive_loss.weighting.base import Weighting
 from adaptive_loss.weighting.db_mtl import DBMTL
 from adaptive_loss.weighting.encodec import EnCodec
 from adaptive_loss.weighting.fixed import Fixed
+from adaptive_loss.weighting.geco import GECO
 from adaptive_loss.weighting.gradnorm import GradNorm
 from adaptive_loss.weighting.imtl_l import IMTLL
 from adaptive_loss.weighting.inverse_ema import InverseEMA
@@ -133,9 +134,27 @@ def test_a_target_that_no_weight_reaches_raises_an_alarm() -> None:
     optimizer = torch.optim.SGD([w], lr=0.0)
     told = []
     for step in range(1110):
+        # Given up where a tenth of the steps was spent at the bound: a short run has no thousand of them.
+        assert bool(executor.unreached) == (step > 102)
         executor({"a": w, "b": 1000 * w}).backward()
         told += [(step, event) for event in executor.step(optimizer).events if event.kind == "alarm"]
     ((step, alarm),) = told
     assert 1085 <= step <= 1100 and executor.weights["b"] == pytest.approx(5000)
     assert alarm.details["observed"] == pytest.approx(1000) and alarm.details["target"] == 2.0
     assert alarm.reason.startswith("the log-weight of 'b', from its start has been at its bound 9.21034 for 1000 steps")
+    assert list(executor.unreached) == ["b"] and "1000 is observed and 2 is wanted" in executor.unreached["b"]
+
+
+@pytest.mark.parametrize("weighting", ["geco", Fixed(2) * GECO(2)], ids=["geco", "a product"])
+def test_a_rules_own_target_that_no_weight_reaches(weighting: str | Weighting) -> None:
+    guards = Guards(spikes=False)
+    executor = LossExecutor({"a": 1.0, "b": 1.0}, base="a", targets={"b": 2.0}, weighting=weighting, guards=guards)
+    w = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([w], lr=0.0)
+    found = []
+    for loss in [1e6] * 150 + [-1e9]:
+        executor({"a": w, "b": loss * w}).backward()
+        executor.step(optimizer)
+        found.append(executor.unreached)
+    assert found[0] == {} and list(found[149]) == ["b"] and "2 is wanted" in found[149]["b"]
+    assert found[150] == {}, "a law that no longer pushes has given nothing up"

@@ -98,13 +98,23 @@ def test_the_probe_of_sample_quality_reaches_the_decoder(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(README.parent)))
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text):
         if "://" in target:
             continue
         name, _, heading = target.partition("#")
         file = page.parent / name if name else page
         assert file.exists(), target
         assert not heading or heading in headings(file), target
+
+
+def test_pictures_of_samples_are_small_and_shown() -> None:
+    shown = (README.parent / "docs/results/generative.md").read_text(encoding="utf-8")
+    pictures = list((README.parent / "docs/samples").iterdir())
+    assert len(pictures) >= 6
+    for file in pictures:
+        assert file.suffix == ".png" and file.stat().st_size < 150_000
+        assert f"../samples/{file.name}" in shown
 
 
 def test_every_task_is_named() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from adaptive_loss.models import models
 
 Style = Literal["smooth", "sharp"]
+LEAK = 0.1
+"""Slope of a sharp activation below 0."""
 
 
 @models.register("feature_cnn")
@@ -25,7 +27,8 @@ class FeatureCNN(nn.Module):
         classes: number of classes.
         widths: channels of each convolution.
         features: D, size of the hidden layer.
-        style: "smooth" strides and uses SiLU; "sharp" takes maxima and uses ReLU.
+        style: "smooth" strides and uses SiLU; "sharp" takes maxima and uses a leaky ReLU, as a plain one leaves
+            features that never fire and tell nothing of any image.
 
     Raises:
         ValueError: the image is too small for that many convolutions.
@@ -71,10 +74,10 @@ class FeatureCNN(nn.Module):
 
 
 def _activation(style: Style) -> nn.Module:
-    return nn.SiLU() if style == "smooth" else nn.ReLU()
+    return nn.SiLU() if style == "smooth" else nn.LeakyReLU(LEAK)
 
 
 def _halving(inputs: int, outputs: int, style: Style) -> nn.Sequential:
     if style == "smooth":
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.SiLU())
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(2), nn.ReLU())
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), _activation(style))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(2), _activation(style))

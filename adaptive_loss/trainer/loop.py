@@ -234,6 +234,7 @@ def _result(config: RunConfig, training: Training) -> dict[str, object]:
         "precision": "bf16" if not isinstance(training.autocast, nullcontext) else "fp32",
         "device": task.device.type,
         **({"collapsed_opponents": dict(task.collapsed)} if task.opponents else {}),
+        **({"unreached_targets": executor.unreached} if executor.terms.targets else {}),
         "data": task.source,
     }
 

@@ -52,7 +52,13 @@ def outcome(row: Result) -> str:
         f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("test_accuracy", "test_loss") if _number(row, name)
     ]
     seconds = [f"{row['train_seconds']:.1f} s"] if _number(row, "train_seconds") else []
-    return ", ".join(["ok", *parts, *seconds])
+    return ", ".join(["ok", *parts, *seconds, *_warnings(row)])
+
+
+def _warnings(row: Result) -> list[str]:
+    """What a run that ended well has to say against itself; ``result.json`` has the reasons."""
+    kinds = {"collapsed_opponents": "collapsed", "unreached_targets": "target not reached"}
+    return [printable(f"{text}: {', '.join(found)}") for name, text in kinds.items() if (found := row.get(name))]
 
 
 def _number(row: Result, name: str) -> bool:

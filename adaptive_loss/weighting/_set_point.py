@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from adaptive_loss.events import Event
-from adaptive_loss.knob import Knob, Law, Limits, Saturation, reported
+from adaptive_loss.knob import Knob, Law, Limits, Saturation, reported, unreached
 from adaptive_loss.losses import Terms
 from adaptive_loss.weighting.base import Context, Weighting, ones
 
@@ -84,6 +84,10 @@ class HeldTargets(Weighting):
             i = self.terms.names.index(name)
             knob.observe(float(losses[i] / context.start[i]))
         return reported(self.alarms, context.step)
+
+    def unreached(self) -> Mapping[str, str]:
+        """The terms whose knobs stand at a bound."""
+        return unreached(self.knobs)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The knobs' state, as numbers."""

@@ -145,6 +145,10 @@ class Weighting(nn.Module, ABC):
         """[K] bool, the weights that stand at a bound of the rule's own; None where it has none, or sees to it."""
         return None
 
+    def unreached(self) -> Mapping[str, str]:
+        """The terms that no weight of the rule brings to their target, each with the reason in one line."""
+        return {}
+
     def penalty(self, context: Context) -> Tensor | None:
         """What the rule adds to the total (½Σs for uncertainty weighting), or None."""
         return None

@@ -81,6 +81,10 @@ class Product(Weighting):
         found = [part for rule in self.rules if (part := rule.saturated()) is not None]
         return torch.stack(found).any(0) if found else None
 
+    def unreached(self) -> Mapping[str, str]:
+        """Those of every part."""
+        return {name: reason for rule in self.rules for name, reason in rule.unreached().items()}
+
     def penalty(self, context: Context) -> Tensor | None:
         """The sum of the parts' penalties."""
         found = [part for rule in self.rules if (part := rule.penalty(context)) is not None]
