@@ -1,63 +1,54 @@
-"""Meta-training: its problems, its cost, its file."""
+"""Meta-training of the controller's law: its cost, its search, its policy."""
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from adaptive_loss import signals
 from adaptive_loss.errors import UsageError
-from adaptive_loss.meta import costs, problems
-from adaptive_loss.meta import train as meta
-from adaptive_loss.meta.problems import FAMILIES, sample
-from adaptive_loss.meta_controller import CLIMB, ZERO, ControllerLaw
+from adaptive_loss.meta import costs, pretrain, problems
+from adaptive_loss.meta import pretrain_controller as meta
+from adaptive_loss.meta.problems import Problem
+from adaptive_loss.meta_controller import CLIMB, ZERO, ControllerLaw, MetaController
 
-TINY = meta.MetaTrainFlags(seed=0, generations=2, population=2, problems=2, held_out=2, jobs=1)
-
-
-@pytest.fixture(autouse=True)
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of 6 steps."""
-    monkeypatch.setattr(problems, "STEPS", 6)
-    costs._first_final.cache_clear()
+TINY = meta.Flags(generations=2, population=2, runs=1, held_out=2, steps=20, families=("multitask", "pinn"), jobs=1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_problem_is_the_same_for_the_same_seed_and_another_for_another(family: str) -> None:
-    before = torch.get_rng_state()
-    finals = [problems.train(sample(family, seed), CLIMB, seed) for seed in (3, 3, 4)]
-    assert torch.equal(before, torch.get_rng_state())
-    assert finals[0] == finals[1] != finals[2] and all(math.isfinite(f) and f > 0 for f in finals)
+def test_the_first_law_costs_nothing_against_itself_and_another_one_something() -> None:
+    drawn = problems.draw_problems(["multitask", "pinn"], 2, 0)
+    assert costs.cost(CLIMB, drawn, steps=20) == 0.0
+    assert costs.cost(ZERO, drawn, steps=20) != 0.0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_problem_has_a_base_of_1_and_wrong_auxiliaries_within_bounds(family: str) -> None:
-    for seed in range(5):
-        problem = sample(family, seed)
-        base, *others = problem.weights.values()
-        assert base == 1.0 and all(0.01 <= w <= 100 for w in others)
-        losses = problem.terms(torch.arange(8))
-        assert list(losses) == list(problem.weights)
-        assert all(loss.requires_grad and torch.isfinite(loss) for loss in losses.values())
-
-
-def test_the_rule_costs_nothing_against_itself_and_another_law_something() -> None:
-    drawn = costs.draw_problems(3, 0)
-    assert {family for family, _ in drawn} == set(FAMILIES)
-    assert costs.cost(CLIMB, drawn) == 0.0
-    assert costs.cost(ZERO, drawn) != 0.0
+def test_held_weights_are_the_law_that_never_moves() -> None:
+    problem = Problem("multitask", 1, (1, 2))
+    assert costs.log_finals(None, problem, 20) == pytest.approx(costs.log_finals(ZERO, problem, 20), abs=1e-4)
 
 
 def test_a_lost_run_costs_at_most_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "train", lambda problem, law, seed: math.inf if law == ZERO else 1.0)
-    assert costs.differences(ZERO, [("regression", 0)]) == [1.0]
+    monkeypatch.setattr(costs, "log_finals", lambda law, problem, steps: [30.0] if law == ZERO else [0.0])
+    monkeypatch.setattr(costs, "_first_finals", lambda problem, steps: [0.0])
+    assert costs.differences(ZERO, Problem("vae", 0, (0,)), 20) == [1.0]
+
+
+def test_problems_of_training_validation_and_judging_never_meet() -> None:
+    drawn = problems.draw_problems(["vae", "gan"], 3, 6, draws=2)
+    assert drawn == [Problem(n, s, tuple(range(s, s + 3))) for s in (6, 9) for n in ("vae", "gan")]
+    assert problems.VALIDATION_SEEDS < problems.HELD_OUT_SEEDS
+
+
+def test_families_can_be_chosen_and_left_out() -> None:
+    assert "turning" not in problems.chosen_families((), ()) and len(problems.chosen_families((), ())) == 7
+    assert problems.chosen_families(("vae", "turning"), ("vae",)) == ["turning"]
+    with pytest.raises(UsageError, match=r"--without: unknown family 'vea'.*vae"):
+        problems.chosen_families((), ("vea",))
+    with pytest.raises(UsageError, match="leaves no family"):
+        problems.chosen_families(("vae",), ("vae",))
 
 
 def test_any_vector_is_a_safe_law() -> None:
@@ -67,17 +58,41 @@ def test_any_vector_is_a_safe_law() -> None:
     assert (law.early_step, law.late_step, law.calibration) == (0.0, 0.0, 0.0)
 
 
-def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("one.json", "two.json", "other.json")]
-    for file, seed in zip(files, (0, 0, 1), strict=True):
-        assert meta.run(replace(TINY, seed=seed, output=file)) == 0
-    one, two, other = (file.read_bytes() for file in files)
-    assert one == two
-    card, changed = json.loads(one), json.loads(other)
-    assert card["found"] != changed["found"]
+def test_same_seed_same_bytes_and_another_seed_another_policy(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two", "other")]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        assert meta.run(replace(TINY, seed=seed, output_dir=folder)) == 0
+    for name in ("controller.json", "controller.safetensors", "search.json"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    card, changed = (json.loads((folder / "controller.json").read_text()) for folder in (folders[0], folders[2]))
+    assert card["found"] != changed["found"] and card["found"] != asdict(CLIMB)
     assert card["signals_version"] == signals.VERSION and card["settings"]["seed"] == 0
-    assert card["evidence"]["against_the_rule_on_fresh_problems"]["all"]["n"] == 2
-    assert card["found"] != asdict(CLIMB)
+    assert card["families"] == ["multitask", "pinn"]
+    assert card["evidence"]["log_ratio_to_the_first_law_on_fresh_runs"]["all"]["n"] == 16
+    assert MetaController.from_policy(folders[0]).law.climbs
+
+
+def test_a_search_that_was_stopped_goes_on_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = (replace(TINY, output_dir=tmp_path / name) for name in ("whole", "stopped"))
+    law, curve = meta.search(whole, TINY.families)
+    asked = []
+
+    def stop(law: ControllerLaw, drawn: list[Problem], steps: int) -> float:
+        asked.append(law)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return costs.one_thread_cost(law, drawn, steps)
+
+    monkeypatch.setattr(meta, "one_thread_cost", stop)
+    with pytest.raises(KeyboardInterrupt):
+        meta.search(stopped, TINY.families)
+    monkeypatch.setattr(meta, "one_thread_cost", costs.one_thread_cost)
+    assert meta.search(stopped, TINY.families) == (law, curve)
+    with pytest.raises(UsageError, match="other settings"):
+        meta.search(replace(stopped, seed=1), TINY.families)
+    (stopped.output_dir / "search.json").write_text("{}")
+    with pytest.raises(UsageError, match="move it away"):
+        meta.search(stopped, TINY.families)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +108,10 @@ def test_same_seed_same_bytes_and_another_seed_another_file(tmp_path: Path) -> N
 def test_a_law_ships_only_with_a_gain_and_without_harm(
     whole: list[float] | None, family: list[float] | None, ships: bool, tmp_path: Path
 ) -> None:
-    found = replace(CLIMB, gain=0.5)
-    flags = replace(TINY, output=tmp_path / "controller.json")
-    meta.write(flags, found, [0.0], {"all": {"interval95": whole}, "toy": {"interval95": family}})
-    assert ControllerLaw.load(flags.output) == (found if ships else CLIMB)
-    written = json.loads(flags.output.read_text())
-    assert ControllerLaw(**{n: tuple(v) if isinstance(v, list) else v for n, v in written["found"].items()}) == found
-    assert written["families"] == ["toy"] and written["seeds"] == [0] and "--held-out 2" in written["made_by"]
+    found, evidence = replace(CLIMB, gain=0.5), {"all": {"interval95": whole}, "toy": {"interval95": family}}
+    meta.write(replace(TINY, output_dir=tmp_path), found, [0.0], evidence, "by hand")
+    assert ControllerLaw.load(tmp_path / "controller.json") == (found if ships else CLIMB)
+    assert json.loads((tmp_path / "controller.json").read_text())["found"] == json.loads(json.dumps(asdict(found)))
 
 
 @pytest.mark.parametrize(
@@ -107,41 +119,48 @@ def test_a_law_ships_only_with_a_gain_and_without_harm(
     [
         ("generations", 1),
         ("population", 0),
-        ("problems", -3),
+        ("runs", -3),
         ("held_out", 1),
+        ("steps", 19),
         ("sigma", 0.0),
         ("sigma", math.nan),
         ("seed", -1),
         ("seed", 1_000_000),
+        ("jobs", -1),
     ],
 )
 def test_bad_flags_are_usage_errors_that_name_the_flag(flag: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--" + flag.replace("_", "-")):
-        meta.run(replace(TINY, output=tmp_path / "law.json", **{flag: value}))
-    assert not (tmp_path / "law.json").exists()
+        meta.run(replace(TINY, output_dir=tmp_path / "policy", **{flag: value}))
+    assert not (tmp_path / "policy").exists()
 
 
-def test_the_search_never_sees_the_problems_of_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_never_sees_the_runs_of_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def note(count: int, first_seed: int) -> list[tuple[str, int]]:
-        seen.append(first_seed + count)
-        return [("regression", 0)]
+    def note(law: ControllerLaw, drawn: list[Problem], steps: int) -> float:
+        seen.extend(seed for problem in drawn for seed in problem.seeds)
+        return float(len(seen))
 
-    monkeypatch.setattr(meta, "draw_problems", note)
-    monkeypatch.setattr(meta, "compare_with_rule", lambda law, flags: {"all": {"interval95": None}})
-    monkeypatch.setattr(meta, "write_policy", lambda *_: None)
-    highest = meta.HELD_OUT_SEEDS // 4 - 1
-    meta.run(replace(TINY, seed=highest))
-    assert meta.HELD_OUT_SEEDS - 4 < max(seen) <= meta.HELD_OUT_SEEDS
-    with pytest.raises(UsageError):
-        meta.run(replace(TINY, seed=highest + 1))
+    monkeypatch.setattr(meta, "one_thread_cost", note)
+    monkeypatch.setattr(meta, "compare_with_first", lambda law, flags, names: {"all": {"interval95": None}})
+    highest = problems.HELD_OUT_SEEDS // 2 - 1
+    meta.run(replace(TINY, seed=highest, output_dir=tmp_path))
+    assert problems.HELD_OUT_SEEDS - 4 < max(seen) < problems.HELD_OUT_SEEDS
 
 
-def test_the_command_searches_in_worker_processes(tmp_path: Path) -> None:
+def test_the_command_writes_a_policy_from_worker_processes(tmp_path: Path) -> None:
     """Found by its first real run: what __main__ defines cannot be sent to a worker."""
-    small = ["--generations", "2", "--population", "2", "--problems", "2", "--held-out", "2", "--jobs", "2"]
-    command = [sys.executable, "-m", "adaptive_loss.meta.train", *small, "--output", str(tmp_path / "law.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "law.json").read_text())["found"] != asdict(CLIMB)
+    small = ["--generations", "2", "--population", "2", "--runs", "1", "--held-out", "2", "--steps", "20"]
+    small += ["--families", "multitask", "--jobs", "2", "--output-dir", str(tmp_path)]
+    assert pretrain.main(["controller", *small]) == 0
+    card = json.loads((tmp_path / "controller.json").read_text())
+    assert card["found"] != asdict(CLIMB) and card["made_by"].startswith("adaptive-loss pretrain controller --gen")
+
+
+def test_pretrain_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain.main(["critic"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: pretrain: 'critic' is no policy; choose from: monitor, controller"
+    )
+    assert pretrain.main(["--help"]) == 0 and "monitor|controller" in capsys.readouterr().out

@@ -42,7 +42,7 @@ class LossWeighting(gymnasium.Env[Observation, int]):
         >>> env = gymnasium.make("adaptive_loss/LossWeighting-v0", family="vae", steps=40)
         >>> observation, info = env.reset(seed=1)
         >>> observation.shape, info["action_mask"].tolist()
-        ((20,), [1, 0, 1, 1])
+        ((20,), [1, 0, 0, 1])
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - an instance variable by Gymnasium's declaration
