@@ -271,7 +271,8 @@ class Gramians:
         given = products.numpy()
         squares = np.diagonal(given, axis1=1, axis2=2)
         self.absent = np.isnan(squares[:, :-1])
-        known = np.nan_to_num(given) if self.absent.any() else given
+        self.all_there = not self.absent.any()
+        known = given if self.all_there else np.nan_to_num(given)
         norms = np.sqrt(np.maximum(np.diagonal(known, axis1=1, axis2=2), 0.0))
         self.terms, self.to_probe, self.norms = known[:, :-1, :-1], known[:, :-1, -1], norms[:, :-1]
         self.scale = np.maximum(self.norms * norms[:, -1:], 1e-300)
@@ -283,7 +284,7 @@ class Gramians:
         cancelled = whole <= _CANCELLED * (self.norms @ weights) ** 2
         part = np.where(cancelled, 0.0, (self.to_probe @ weights) / np.where(cancelled, 1.0, whole))
         found = (self.to_probe - along * part[:, None]) / self.scale
-        return np.where(self.absent, math.nan, found)
+        return found if self.all_there else np.where(self.absent, math.nan, found)
 
     def shares(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """[K] lengths ‖wᵢgᵢ‖_P of the newest, as shares of their sum."""

@@ -283,7 +283,8 @@ class Recall:
 
     def at(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Trust and share at ``weights``, each [K]."""
-        gains = np.nan_to_num(self.gramians.slopes(weights))
+        gains = self.gramians.slopes(weights)
+        gains = gains if self.gramians.all_there else np.nan_to_num(gains)
         weighted = self.part * gains
         root = np.sqrt((weighted * gains).sum(0))
         trust = weighted.sum(0) / np.maximum(root, _ROUNDING)

@@ -49,7 +49,7 @@ def test_the_classifier(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_image_gan(seed: int, tmp_path: Path) -> None:
-    mine = trained("gan", seed, tmp_path, epochs=12, batch_size=64, lr=2e-3, subset=FEW)
+    mine = trained("gan", seed, tmp_path, epochs=12, batch_size=64, subset=FEW)
     theirs, untrained = (image_gan.train(digits(FEW), seed, epochs, batch=64) for epochs in (12, 0))
     assert mine["test_own_kid"] == pytest.approx(theirs["own_kid"], rel=0.05)
     assert abs(theirs["own_kid"] - untrained["own_kid"]) > 0.3 * untrained["own_kid"]  # the two have gone a long way

@@ -43,7 +43,7 @@ class ImageGAN(AdversarialTask, ImageTask):
     datasets = ("digits", "fashion_mnist")
     models = ("conv_gan",)
     customary: ClassVar[Mapping[str, float]] = {"feature_matching": 0.0, "r1": 0.0004}
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 60, "lr": 2e-3}
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 60}
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 3, "subset": 500}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:

@@ -4,9 +4,11 @@
     python benchmarks/reference/image_diffusion.py --seeds 1 2 --alignment 0.5
     adaptive-loss train diffusion --quick --mode customary --seed 1 --output-dir DIR, and so on
 
-Data, networks and draws are the tasks', the loop and the losses are not: both follow one course, to rounding. EDM's
-loss on the test images: 0.1861 and 0.1866 here for seeds 1 and 2, 0.1831 by the task for seed 1 (fp32, commit ac4ab20),
-1.6% below. Its seed 2 and `diffusion_aligned` have been compared at the size of tests/test_references.py alone.
+Data, networks and draws are the tasks', the loop and the losses are not: both follow one course, to rounding.
+
+EDM's loss on the test images: 0.1861 and 0.1866 here for seeds 1 and 2, 0.1831 by the task for seed 1 (fp32,
+commit ac4ab20), 1.6% below. Its seed 2 and `diffusion_aligned` have been compared
+at the size of tests/test_references.py alone.
 """
 
 from __future__ import annotations

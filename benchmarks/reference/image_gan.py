@@ -2,7 +2,9 @@
 
     python benchmarks/reference/image_gan.py 1 2
 
-Data, networks and draws are the task's, the loop and the losses are not: both follow one course, to rounding.
+Data, networks and draws are the task's, the loop and the losses are not: both follow one course, to rounding, which the
+game enlarges: they agree to 5% at the size of tests/test_references.py, but at twice the learning rate and 60 epochs
+own_kid of seed 1 was 1.37 here and 0.90 by the task. The quick form (0.71 by the task) has not been run here.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from adaptive_loss.metrics.prdc import precision_recall_density_coverage
 from adaptive_loss.models.conv_gan import ImageCritic, ImageGenerator
 from adaptive_loss.seeding import own_generator
 
-EPOCHS, BATCH, LR, GAMMA, DECAY, RIM = 60, 128, 2e-3, 0.0004, 0.99, 4
+EPOCHS, BATCH, LR, GAMMA, DECAY, RIM = 60, 128, 1e-3, 0.0004, 0.99, 4
 BETAS = (0.5, 0.99)
 
 
