@@ -264,32 +264,32 @@ class Gramians:
     In NumPy, whose calls on so small arrays cost a third of PyTorch's: a controller asks eight times a look-ahead.
 
     Args:
-        products: [M, K+1, K+1] float64 as for :func:`slopes`.
+        products: [..., M, K+1, K+1] float64 as for :func:`slopes`; those of several runs may be asked at once.
     """
 
     def __init__(self, products: Tensor) -> None:
         given = products.numpy()
-        squares = np.diagonal(given, axis1=1, axis2=2)
-        self.absent = np.isnan(squares[:, :-1])
+        self.absent = np.isnan(np.diagonal(given, axis1=-2, axis2=-1)[..., :-1])
         self.all_there = not self.absent.any()
         known = given if self.all_there else np.nan_to_num(given)
-        norms = np.sqrt(np.maximum(np.diagonal(known, axis1=1, axis2=2), 0.0))
-        self.terms, self.to_probe, self.norms = known[:, :-1, :-1], known[:, :-1, -1], norms[:, :-1]
-        self.scale = np.maximum(self.norms * norms[:, -1:], 1e-300)
+        norms = np.sqrt(np.maximum(np.diagonal(known, axis1=-2, axis2=-1), 0.0))
+        self.terms, self.to_probe, self.norms = known[..., :-1, :-1], known[..., :-1, -1], norms[..., :-1]
+        self.scale = np.maximum(self.norms * norms[..., -1:], 1e-300)
 
     def slopes(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[M, K] h̃ at ``weights``, [K]; NaN for absent terms."""
-        along = self.terms @ weights
-        whole = along @ weights
-        cancelled = whole <= _CANCELLED * (self.norms @ weights) ** 2
-        part = np.where(cancelled, 0.0, (self.to_probe @ weights) / np.where(cancelled, 1.0, whole))
-        found = (self.to_probe - along * part[:, None]) / self.scale
+        """[..., M, K] h̃ at ``weights``, [..., K]; NaN for absent terms."""
+        beside = weights[..., None, :]
+        along = (self.terms @ beside[..., None])[..., 0]
+        whole = (along * beside).sum(-1)
+        cancelled = whole <= _CANCELLED * (self.norms * beside).sum(-1) ** 2
+        part = np.where(cancelled, 0.0, (self.to_probe * beside).sum(-1) / np.where(cancelled, 1.0, whole))
+        found = (self.to_probe - along * part[..., None]) / self.scale
         return found if self.all_there else np.where(self.absent, math.nan, found)
 
     def shares(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[K] lengths ‖wᵢgᵢ‖_P of the newest, as shares of their sum."""
-        lengths = weights * self.norms[-1]
-        return lengths / max(lengths.sum(), 1e-300)
+        """[..., K] lengths ‖wᵢgᵢ‖_P of the newest, as shares of their sum."""
+        lengths = weights * self.norms[..., -1, :]
+        return lengths / np.maximum(lengths.sum(-1, keepdims=True), 1e-300)
 
 
 def length_ratio(products: Tensor, before: Tensor, after: Tensor) -> float:

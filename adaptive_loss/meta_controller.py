@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,6 +20,7 @@ from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
 from adaptive_loss.modulator import Modulator
 from adaptive_loss.policy_files import POLICIES, check_like, read_policy, refusing
+from adaptive_loss.signals import Recall
 from adaptive_loss.weighting.base import Context
 
 Array = NDArray[np.float64]
@@ -165,62 +166,60 @@ class MetaController(Modulator):
 
     def after_step(self, context: Context) -> list[Event]:
         """Act on a new look-ahead; without a probe, every 200 steps unless epochs are told."""
-        since = context.step - self.last_action
-        alone = _blind(context) and not self.told_of_epochs and since >= EPOCH_STEPS
-        return self._act(context, looked=context.looked) if context.looked or alone else []
+        outlook = self.outlook(context)
+        return [] if outlook is None else self.move(context, outlook, way(self.law, outlook))
 
     def end_epoch(self, context: Context, metrics: Mapping[str, float]) -> list[Event]:
         """Act at an epoch's end where there is nothing to look ahead to."""
         self.told_of_epochs = True
-        return self._act(context, looked=False) if _blind(context) else []
+        outlook = self._outlook(context, looked=False) if _blind(context) else None
+        return [] if outlook is None else self.move(context, outlook, way(self.law, outlook))
 
-    def _act(self, context: Context, looked: bool) -> list[Event]:
+    def outlook(self, context: Context) -> Outlook | None:
+        """What this step's move depends on; None where it is not time for one."""
+        since = context.step - self.last_action
+        alone = _blind(context) and not self.told_of_epochs and since >= EPOCH_STEPS
+        return self._outlook(context, looked=context.looked) if context.looked or alone else None
+
+    def move(self, context: Context, outlook: Outlook, way: Array) -> list[Event]:
+        """Go ``way``, [K] nats, and say so."""
         before = self.log_gain
-        way = np.zeros(len(before))
-        if looked and context.signals.look_aheads == 1:
-            way = way - self._calibration(context)
-        if looked:
-            way = way - self._welcome(context)
-        urge_after, size = self._urge_after(context, looked), self._by_age(context, "step")
-        rounds = _ROUNDS if self.law.climbs else 1
-        for _ in range(rounds):
-            way = way + size / rounds * urge_after(way)
         moved = before + torch.from_numpy(way)
         moved = torch.where(self.terms.movable & context.on, moved, before).clamp(-REACH, REACH)
         self.log_gain, self.last_action = moved, context.step
         change = (moved - before).tolist()
         if not any(change):
             return []
-        if looked and self.law.climbs and context.rescale is not None:
+        if outlook.looked and self.law.climbs and context.rescale is not None:
             context.rescale(self._length_ratio(context, moved - before))
         details = {
             "change": dict(zip(self.terms.names, change, strict=True)),
             "trust": dict(zip(self.terms.names, context.signals.trust.tolist(), strict=True)),
         }
-        return [Event(context.step, "controller", "look-ahead" if looked else "epoch", details)]
+        return [Event(context.step, "controller", "look-ahead" if outlook.looked else "epoch", details)]
 
-    def _urge_after(self, context: Context, looked: bool) -> Callable[[Array], Array]:
-        """way → b(xᵢ) of the law, both [K], after a part ``way`` of this move, in nats."""
-        signals, law = context.signals, self.law
-        movable, linear = (self.terms.movable & context.on).numpy(), self._linear(context)
-        band = self._by_age(context, "band")
-        if not looked:
-            return lambda _: np.where(movable, _beyond(linear, band), 0.0)
-        weights, gained = context.weights.numpy(), self.log_gain.numpy()
-        gain, base = self._gain(context), self.terms.base_index
-        recall, known = signals.recall() if law.climbs else None, (signals.trust.numpy(), signals.share.numpy())
-
-        def urge_after(way: Array) -> Array:
-            trust, share = known if recall is None else recall.at(weights * np.exp(way))
-            may = movable
-            if base is not None:
-                outgrown = share > share[base]
-                trust = np.where(outgrown, trust - law.against_base * trust[base], trust)
-                may = movable & ~(outgrown & (gained + way >= 0)) if law.climbs else movable
-            urge = _beyond(trust * gain + linear, band)
-            return np.where(may | movable & (urge < 0), urge, 0.0)
-
-        return urge_after
+    def _outlook(self, context: Context, looked: bool) -> Outlook:
+        signals, nothing = context.signals, np.zeros(len(self.log_gain))
+        first = nothing
+        if looked and signals.look_aheads == 1:
+            first = first - self._calibration(context)
+        if looked:
+            first = first - self._welcome(context)
+        return Outlook(
+            looked=looked,
+            base=self.terms.base_index,
+            gramians=signals.gramians if looked and self.law.climbs and len(signals.gramians) else None,
+            first=first,
+            weights=context.weights.numpy(),
+            gained=self.log_gain.numpy(),
+            movable=(self.terms.movable & context.on).numpy(),
+            trust=signals.trust.numpy() if looked else nothing,
+            share=signals.share.numpy() if looked else nothing,
+            gain=np.array([self._gain(context)]),
+            linear=self._linear(context),
+            step=self._by_age(context, "step"),
+            band=self._by_age(context, "band"),
+        )
 
     def _gain(self, context: Context) -> float:
         return self.law.gain + float(context.signals.global_features()[_PROGRESS] @ _vector(self.law.trust))
@@ -272,6 +271,71 @@ class MetaController(Modulator):
         super().load_state_dict(state)
         self.last_action, self.told_of_epochs = state["last_action"], state["told_of_epochs"]
         self.met = state["met"].clone()
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What one move of a controller depends on; all arrays [K], or [N, K] of N runs that move as one.
+
+    Args:
+        looked: whether there is a look-ahead behind it.
+        base: index of the base term, or None.
+        gramians: [M, K+1, K+1] the remembered look-aheads, where the law asks them anew.
+        first: nats that are gone before any urge is asked for.
+        weights, gained: applied weights, and log-gains so far.
+        movable: bool, the terms that may move now.
+        trust, share: of the look-aheads, where they are not asked anew; 0 without any.
+        gain: [1] what a trust counts for.
+        linear: what the features add.
+        step, band: δ and τ, by the term's age.
+    """
+
+    looked: bool
+    base: int | None
+    gramians: Tensor | None
+    first: Array
+    weights: Array
+    gained: Array
+    movable: NDArray[np.bool_]
+    trust: Array
+    share: Array
+    gain: Array
+    linear: Array
+    step: Array
+    band: Array
+
+    @staticmethod
+    def stacked(outlooks: Sequence[Outlook]) -> Outlook:
+        """One of N runs under one law with equally many look-aheads."""
+        one = outlooks[0]
+        parts: dict[str, Any] = {
+            name: np.stack([getattr(outlook, name) for outlook in outlooks]) if isinstance(value, np.ndarray) else value
+            for name, value in vars(one).items()
+        }
+        if one.gramians is not None:
+            parts["gramians"] = torch.stack([outlook.gramians for outlook in outlooks])  # pyright: ignore[reportArgumentType]
+        return Outlook(**parts)
+
+
+def way(law: ControllerLaw, outlook: Outlook) -> Array:
+    """[K] or [N, K] nats that a law moves the log-weights by."""
+    recall = None if outlook.gramians is None else Recall(outlook.gramians)
+    gone, rounds = outlook.first, _ROUNDS if law.climbs else 1
+    for _ in range(rounds):
+        evidence = (outlook.trust, outlook.share) if recall is None else recall.at(outlook.weights * np.exp(gone))
+        gone = gone + outlook.step / rounds * _urge(law, outlook, gone, *evidence)
+    return gone
+
+
+def _urge(law: ControllerLaw, outlook: Outlook, gone: Array, trust: Array, share: Array) -> Array:
+    """b(xᵢ) of the law, after a part ``gone`` of this move, in nats."""
+    base, may_rise = outlook.base, outlook.movable
+    if base is not None:
+        outgrown = share > share[..., base, None]
+        trust = np.where(outgrown, trust - law.against_base * trust[..., base, None], trust)
+        may_rise = may_rise & ~(outgrown & (outlook.gained + gone >= 0)) if law.climbs else may_rise
+    urge = _beyond(trust * outlook.gain + outlook.linear, outlook.band)
+    return np.where(may_rise | outlook.movable & (urge < 0), urge, 0.0)
 
 
 def _blind(context: Context) -> bool:

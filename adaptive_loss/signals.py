@@ -194,10 +194,6 @@ class Signals:
         """[K] tᵢ in [−1, 1]: how steadily the look-aheads say that term i deserves more weight."""
         return (self.gain / self.gain_square.sqrt().clamp_min(1e-300)).clamp(-1, 1)
 
-    def recall(self) -> Recall | None:
-        """The remembered look-aheads, to be asked at other weights; None where there are none yet."""
-        return Recall(self.gramians) if len(self.gramians) else None
-
     @property
     def t_statistic(self) -> Tensor:
         """[K] t of the look-aheads' mean: m/√((EMA(h̃²) − m²)/n), n = 9 the effective number behind decay 0.8."""
@@ -267,7 +263,7 @@ class Recall:
     right. Asked at the weights in question, the same evidence says where to stop.
 
     Args:
-        gramians: [M, K+1, K+1], the newest last.
+        gramians: [..., M, K+1, K+1], the newest last; those of several runs may be asked at once.
 
     Example:
         >>> A = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]], dtype=torch.float64)
@@ -278,16 +274,16 @@ class Recall:
 
     def __init__(self, gramians: Tensor) -> None:
         self.gramians = Gramians(gramians)
-        age = np.arange(len(gramians) - 1, -1, -1)
+        age = np.arange(gramians.shape[-3] - 1, -1, -1)
         self.part = (1 - _GAIN) * _GAIN ** age[:, None] * ~self.gramians.absent
 
     def at(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Trust and share at ``weights``, each [K]."""
+        """Trust and share at ``weights``, each [..., K]."""
         gains = self.gramians.slopes(weights)
         gains = gains if self.gramians.all_there else np.nan_to_num(gains)
         weighted = self.part * gains
-        root = np.sqrt((weighted * gains).sum(0))
-        trust = weighted.sum(0) / np.maximum(root, _ROUNDING)
+        root = np.sqrt((weighted * gains).sum(-2))
+        trust = weighted.sum(-2) / np.maximum(root, _ROUNDING)
         return trust.clip(-1, 1), self.gramians.shares(weights)
 
 

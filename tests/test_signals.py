@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adaptive_loss.gradients import LookAhead, look_ahead
-from adaptive_loss.signals import GLOBAL_FEATURES, TERM_FEATURES, Average, Signals, log_ratio
+from adaptive_loss.signals import GLOBAL_FEATURES, TERM_FEATURES, Average, Recall, Signals, log_ratio
 
 ONE = torch.ones(1, dtype=torch.float64)
 COLUMN = {name: i for i, name in enumerate(TERM_FEATURES)}
@@ -265,9 +266,7 @@ def look_at(vectors: Tensor, weights: Tensor) -> LookAhead:
 
 
 def asked(signals: Signals, weights: Tensor) -> tuple[Tensor, Tensor]:
-    recall = signals.recall()
-    assert recall is not None
-    trust, share = recall.at(weights.numpy())
+    trust, share = Recall(signals.gramians).at(weights.numpy())
     return torch.from_numpy(trust), torch.from_numpy(share)
 
 
@@ -292,8 +291,15 @@ def test_recalled_at_the_weights_that_serve_the_probe_trusts_nothing_more() -> N
     assert asked(signals, vector(1.0, 3.0))[0].abs().max() < 1e-6  # rounding has a sign, and must not count
 
 
-def test_there_is_nothing_to_recall_before_any_look_ahead() -> None:
-    assert Signals(2, 100).recall() is None
+def test_several_runs_recall_at_once_what_each_recalls_alone() -> None:
+    dice = torch.Generator().manual_seed(3)
+    vectors = torch.randn(4, 5, 4, 6, generator=dice, dtype=torch.float64)
+    gramians, weights = vectors @ vectors.mT, np.array([[1.0, 0.1, 3.0]] * 4) * np.arange(1, 5)[:, None]
+    gramians[2, 1, 1], gramians[2, 1, :, 1] = np.nan, np.nan  # a term that was absent once
+    together = Recall(gramians).at(weights)
+    for n in range(4):
+        for ours, own in zip(together, Recall(gramians[n]).at(weights[n]), strict=True):
+            assert ours[n].tolist() == pytest.approx(own.tolist(), abs=1e-12)
 
 
 @pytest.mark.parametrize(("terms", "kept"), [(2, 12), (1000, 3)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
 from adaptive_loss.meta.fleet import Fleet
-from adaptive_loss.meta_controller import ControllerLaw, MetaController
+from adaptive_loss.meta_controller import ControllerLaw, MetaController, Outlook, way
 from adaptive_loss.rl.nudges import MonitorConfig, Nudges
 from adaptive_loss.signals import Signals
 from adaptive_loss.weighting.base import Context
@@ -85,15 +85,14 @@ class Steering:
         raw = start * torch.where(self.terms.movable, gain.clamp(-REACH, REACH), 0.0).exp()
         return raw * (start.sum() / raw.sum()) if self.terms.base is None else raw
 
-    def take(self, seen: StepSeen, rescale: Callable[[float], None]) -> None:
-        """Learn from a step that was made under :meth:`weights`."""
+    def take(self, seen: StepSeen, rescale: Callable[[float], None]) -> Context:
+        """Learn from a step that was made under :meth:`weights`; what the controller may look at then."""
         self.applied = self.weights()
         self.signals.update(seen.values, gradient_norm=seen.norm, learning_rate=seen.rate)
         if seen.look is not None:
             found = look_ahead(seen.look.products, self.applied, self.terms.base_index, seen.look.objective)
             self.signals.look(found, self._train(seen.values))
-        if self.controller is not None:
-            self.controller.after_step(self.context(seen.look is not None, rescale))
+        return self.context(seen.look is not None, rescale)
 
     def context(self, looked: bool = False, rescale: Callable[[float], None] | None = None) -> Context:
         """What a modulator may look at."""
@@ -132,10 +131,25 @@ def advance(fleet: Fleet, weights: Tensor, steered: Mapping[int, Steering], foll
     found = fleet.products(losses) if looked else None
     values = fleet.step(weights, losses)
     norms, rates, ratios = fleet.norms.tolist(), fleet.rate.tolist(), torch.ones(len(fleet))
+    contexts = []
     for row, steering in steered.items():
         look = None if found is None else Looked(found[0][row], float(found[1][row]))
-        steering.take(StepSeen(values[row], norms[row], rates[row], look), partial(ratios.__setitem__, row))
+        contexts.append(
+            steering.take(StepSeen(values[row], norms[row], rates[row], look), partial(ratios.__setitem__, row))
+        )
+    move_together([steering.controller for steering in steered.values()], contexts)
     fleet.optimizer.rescale(ratios[follows])
+
+
+def move_together(controllers: Sequence[MetaController | None], contexts: Sequence[Context]) -> None:
+    """What each controller does after a step, at the price of little more than one: all have one law and one age."""
+    due = [(c, context, c.outlook(context)) for c, context in zip(controllers, contexts, strict=True) if c is not None]
+    moving = [(controller, context, outlook) for controller, context, outlook in due if outlook is not None]
+    if not moving:
+        return
+    ways = way(moving[0][0].law, Outlook.stacked([outlook for _, _, outlook in moving]))
+    for (controller, context, outlook), own in zip(moving, ways, strict=True):
+        controller.move(context, outlook, own)
 
 
 def steer(fleet: Fleet, law: ControllerLaw | None) -> Tensor:
