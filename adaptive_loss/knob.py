@@ -287,7 +287,7 @@ def adaptive_kl(
 
 
 def log_weight(
-    value: float, integral: float, error: float, *, target: float, rate: float = 0.02, limit: float = 0.1
+    value: float, integral: float, error: float, *, target: float, rate: float = 0.05, limit: float = 0.1
 ) -> tuple[float, float]:
     """log w ← log w + clip(η·log(L/τ), ±δ), the difference over |τ| where one is not positive (Rezende & Viola 2018).
 
@@ -297,8 +297,8 @@ def log_weight(
         rate, limit: η per step, and δ, the greatest step in nats.
 
     Example:
-        >>> log_weight(1.0, 0.0, 2.0, target=2.0)[0]  # 1 + 0.02·log 2
-        1.0138629436111989
+        >>> log_weight(1.0, 0.0, 2.0, target=2.0)[0]  # 1 + 0.05·log 2
+        1.0346573590279973
     """
     observed = error + target
     positive = observed > 0 and target > 0

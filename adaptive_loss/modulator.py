@@ -76,12 +76,13 @@ class SetPoint(Modulator):
     executor's reach bounds the sum, the law does not wind up beyond it, and an alarm sounds where it stays there.
 
     Args:
-        rate: η, per step.
+        rate: η, per step. While a model improves, its weight has to follow: the loss stays off its target by the pace
+            at which the weight moves over η, which at 0.02 was 6% of a reconstruction in a run of 700 steps.
         limit: δ, greatest change of a log-weight in one step, in nats.
         reach: greatest distance of the log-weight from its start, in nats.
     """
 
-    def __init__(self, reach: float, *, rate: float = 0.02, limit: float = 0.1) -> None:
+    def __init__(self, reach: float, *, rate: float = 0.05, limit: float = 0.1) -> None:
         self.limits, self.rate, self.limit = Limits((-reach, reach)), rate, limit
         self.knobs: dict[str, Knob] = {}
         self.alarms: list[Saturation] = []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_loss.knob import Knob, Limits, Saturation, ada, adaptive_kl, geco, pi
+from adaptive_loss.knob import Knob, Limits, Saturation, ada, adaptive_kl, geco, log_weight, pi
 
 LAWS = {
     "geco": partial(geco, speed=0.05),
@@ -249,3 +249,14 @@ def test_knobs_that_cannot_be():
         Knob(LAWS["ada"], target=0.0, value=2.0)
     with pytest.raises(ValueError, match="decay"):
         Knob(LAWS["ada"], target=0.0, value=0.0, decay=1.0)
+
+
+def test_a_loss_that_improves_by_itself_is_held_off_its_target_by_its_pace_over_the_rate() -> None:
+    """The plant is L = e^(−0.002·t)·w^−1, whose target asks for a weight that falls by 0.002 nats a step."""
+    for rate in (0.02, 0.05):
+        law = partial(log_weight, target=1.0, rate=rate)
+        knob = Knob(law, target=1.0, value=0.0, limits=Limits((-9.0, 9.0)))
+        for step in range(2000):
+            loss = math.exp(-0.002 * step - knob.value)
+            knob.observe(loss)
+        assert math.log(loss) == pytest.approx(-0.002 / rate, rel=0.01)
