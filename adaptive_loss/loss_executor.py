@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -76,6 +76,7 @@ class LossExecutor(nn.Module):
             weight means the same at every image and batch size.
         parallel: which ranks find the weights together where torch.distributed runs: True for all, a process group for
             its own, False for none but this one.
+        pinned: auxiliaries whose weights monitor and controller leave alone; needs a base.
 
     Raises:
         ValueError, KeyError, TypeError: what the user got wrong, with the term and the fix.
@@ -109,11 +110,12 @@ class LossExecutor(nn.Module):
         schedule: Schedule | None = None,
         reductions: Mapping[str, Reduction] | None = None,
         parallel: bool | ProcessGroup = True,
+        pinned: Collection[str] = (),
     ) -> None:
         super().__init__()
         if total_steps is not None and not total_steps >= 1:
             raise ValueError(f"total_steps is {total_steps}: give a positive number of optimizer steps, or None")
-        self.terms = Terms(weights, base, dict(targets or {}), dict(reductions or {}))
+        self.terms = Terms(weights, base, dict(targets or {}), dict(reductions or {}), tuple(pinned))
         n_terms = len(self.terms.names)
         self.weighting = _rule(weighting, n_terms)
         self.weighting.bind(self.terms, seed)
@@ -163,11 +165,13 @@ class LossExecutor(nn.Module):
         policy: str | Path | None = None,
         reductions: Mapping[str, Reduction] | None = None,
         parallel: bool | ProcessGroup = True,
+        pinned: Collection[str] = (),
     ) -> LossExecutor:
         """The whole system in one call: executor, controller, and the monitor as far as its evidence allows.
 
         Args:
-            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions, parallel: as for the class.
+            weights, base, targets, probe, weighting, total_steps, apply, seed, reductions, parallel, pinned: as for the
+                class.
             guards: what is checked and bounded.
             policy: folder with ``controller.json`` and ``monitor.json``, with their tensors; None is the package's.
         """
@@ -188,6 +192,7 @@ class LossExecutor(nn.Module):
             seed=seed,
             reductions=reductions,
             parallel=parallel,
+            pinned=pinned,
         )
 
     @property

@@ -30,12 +30,15 @@ class Terms:
         base: name of the base term, or None.
         targets: name → target value, for the terms that are constraints.
         reductions: name → how that term's loss was reduced; it is then read in nats per example, target included.
+        pinned: auxiliaries whose weights monitor and controller leave alone, as they do the base's: those that hold an
+            estimator together and about which a look-ahead says nothing, such as a VQ autoencoder's commitment.
 
     Raises:
         ValueError: no terms, a weight that is negative or not finite, all weights 0, a base that is off, a
-            target for the base or for a term that is off.
+            target for the base or for a term that is off; a pinned term without a base, since weights are then only
+            ratios, or one with a target.
         TypeError: weights that are not a mapping of names to numbers.
-        KeyError: a base or target that is not a term.
+        KeyError: a base, target or pinned term that is not a term.
 
     Example:
         >>> terms = Terms({"reconstruction": 1.0, "kl": 0.5}, base="reconstruction")
@@ -47,6 +50,7 @@ class Terms:
     base: str | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
     reductions: Mapping[str, Reduction] = field(default_factory=dict)
+    pinned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_weights(self.start)
@@ -69,6 +73,12 @@ class Terms:
                 raise TypeError(f"the target of term {name!r} is a {type(target).__name__}: give a number")
             if not math.isfinite(target):
                 raise ValueError(f"the target of term {name!r} is {target}: give a finite number")
+        for name in self.pinned:
+            self._check_known("pinned term", name)
+            if self.base is None:
+                raise ValueError(f"term {name!r} is pinned, but without a base weights are only ratios: name a base")
+            if name in self.targets:
+                raise ValueError(f"term {name!r} is pinned and has a target: drop one of the two")
 
     def _check_known(self, what: str, name: str) -> None:
         if name not in self.start:
@@ -102,7 +112,7 @@ class Terms:
     @cached_property
     def movable(self) -> Tensor:
         """[K] bool: the auxiliaries that are on, whose weights monitor and controller may move."""
-        held = [name == self.base or name in self.targets for name in self.names]
+        held = [name == self.base or name in self.targets or name in self.pinned for name in self.names]
         return self.active & ~torch.tensor(held)
 
     @cached_property

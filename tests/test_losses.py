@@ -93,3 +93,14 @@ def test_values_are_read_exactly(dtype):
     values = Terms({"a": 1.0, "b": 1.0, "c": 1.0}).read({"c": y, "a": x}).values
     assert values.dtype == torch.float64
     assert values[0] == x.item() and math.isnan(values[1]) and values[2] == 1 / 3
+
+
+def test_a_pinned_term_does_not_move_and_may_not_be_what_cannot_be_pinned() -> None:
+    terms = Terms({"a": 1.0, "b": 1.0, "c": 1.0}, "a", pinned=("b",))
+    assert terms.movable.tolist() == [False, False, True]
+    with pytest.raises(KeyError, match="pinned term 'd' is not a term"):
+        Terms({"a": 1.0, "b": 1.0}, "a", pinned=("d",))
+    with pytest.raises(ValueError, match="'b' is pinned, but without a base"):
+        Terms({"a": 1.0, "b": 1.0}, pinned=("b",))
+    with pytest.raises(ValueError, match="'b' is pinned and has a target"):
+        Terms({"a": 1.0, "b": 1.0}, "a", {"b": 1.0}, pinned=("b",))

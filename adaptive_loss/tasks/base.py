@@ -66,6 +66,8 @@ class Task(ABC):
     targets: ClassVar[Mapping[str, float]] = {}
     """Values, in the terms' own units, at which a mode that adapts holds the terms that are constraints: a law holds
     them there, and no look-ahead moves them. ``--targets`` says otherwise."""
+    pinned: ClassVar[tuple[str, ...]] = ()
+    """Auxiliaries that hold an estimator together: no look-ahead moves them, and no study starts from them wrong."""
     rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"

@@ -142,7 +142,8 @@ def starts_of(task: str, starts: Sequence[str]) -> tuple[str, ...]:
     from adaptive_loss.tasks import tasks
 
     kind = tasks.get(task)
-    free = [term for term in kind.all_terms() if term not in kind.bases() and kind.customary.get(term, 1.0) > 0]
+    stays = {*kind.bases(), *kind.pinned}
+    free = [term for term in kind.all_terms() if term not in stays and kind.customary.get(term, 1.0) > 0]
     # An opponent's weights are held under every rule, so they are wrong only where the task has no others.
     drawn = random.Random(task).choice([t for t in free if t in kind.terms] or free or kind.terms)
     return tuple(drawn + start.removeprefix(ANY) if start.startswith(ANY) else start for start in starts)

@@ -148,6 +148,7 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
         {name: weights[name] for name in kind.terms},
         base=kind.base,
         targets=targets,
+        pinned=[name for name in kind.pinned if name not in targets],
         weighting=Fixed(len(kind.terms)) if mode.base_only else task.weighting(),  # a rule has nothing to weigh there
         modulators=modulators,
         probe=task.probe if modulators else None,
