@@ -201,24 +201,21 @@ class Signals:
         variance = (self.gain_square - self.gain**2).clamp_min(1e-300)
         return self.gain / (variance / effective).sqrt()
 
-    @property
-    def spread(self) -> Tensor:
-        """[K] running standard deviation of the losses."""
-        _, slow, square, _ = self.averages.mean.split((*3 * (self.n_terms,), 2))
-        return (square - slow**2).clamp_min(0).sqrt()
-
     def term_features(self, weights: Tensor, set_point: Tensor, start: Tensor) -> Tensor:
         """[K, 9] in the order of ``TERM_FEATURES``, clipped to ±5; 0 where nothing is known yet. Arguments are [K]."""
+        fast, slow, square = self.averages.mean[: 3 * self.n_terms].view(3, -1)
+        spread = (square - slow**2).clamp_min(0).sqrt()
+        log_weights = _safe_log(weights)
         columns = (
-            self._ratio(self.fast, self.slow),
-            self._ratio(self.slow, self.first) / 5,
-            self.spread.clamp_min(_TINY).log() - self.slow.abs().clamp_min(_TINY).log(),
+            self._ratio(fast, slow, spread),
+            self._ratio(slow, self.first, spread) / 5,
+            spread.clamp_min(_TINY).log() - slow.abs().clamp_min(_TINY).log(),
             self.share.clamp_min(1e-12).log(),
             self.cos_base,
             self.cos_probe,
             self.trust,
-            _safe_log(weights) - _safe_log(set_point),
-            _safe_log(weights) - _safe_log(start),
+            log_weights - _safe_log(set_point),
+            log_weights - _safe_log(start),
         )
         return torch.stack(columns, dim=1).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
 
@@ -236,10 +233,12 @@ class Signals:
         ]
         return torch.tensor(values, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
 
-    def _ratio(self, top: Tensor, bottom: Tensor) -> Tensor:
+    def _ratio(self, top: Tensor, bottom: Tensor, spread: Tensor) -> Tensor:
         log = top.clamp_min(_TINY).log() - bottom.clamp_min(_TINY).log()
+        if not self.signed.any():
+            return log
         # A constant loss differs from its average by rounding alone, which must not count as many spreads.
-        spread = torch.maximum(self.spread, 1e-12 * bottom.abs()).clamp_min(_TINY)
+        spread = torch.maximum(spread, 1e-12 * bottom.abs()).clamp_min(_TINY)
         return torch.where(self.signed, (top - bottom) / spread, log)
 
     def state_dict(self) -> dict[str, Any]:
