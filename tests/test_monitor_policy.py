@@ -20,7 +20,7 @@ from adaptive_loss.gradients import LookAhead
 from adaptive_loss.loss_monitor import MonitorConfig
 from adaptive_loss.losses import Terms
 from adaptive_loss.meta_controller import CLIMB, RULE, MetaController
-from adaptive_loss.policy_files import write_policy
+from adaptive_loss.policy_files import POLICIES, read_policy, write_policy
 from adaptive_loss.rl.networks import stack
 from adaptive_loss.rl.nudges import new_network
 from adaptive_loss.signals import Signals
@@ -86,9 +86,11 @@ def test_any_number_of_networks_and_terms_is_served(count: int) -> None:
     assert monitor.agent.q_values(torch.zeros(11 + 6 * 9)).shape == (count, 14)
 
 
-def test_the_shipped_policy_has_no_networks_yet_and_learns_in_the_run() -> None:
-    monitor = LossMonitor.from_policy(None, rho=1.0)
-    assert monitor.network is None and not monitor.frozen and monitor.rho == 1.0
+def test_the_shipped_policy_has_trained_networks_and_the_strength_that_its_evidence_allows() -> None:
+    monitor, (card, network) = LossMonitor.from_policy(None), read_policy(POLICIES, "monitor")
+    assert monitor.frozen and monitor.network is not None and set(monitor.network) == set(network)
+    low, _ = card["evidence"]["monitor"]["all"]["interval95"]
+    assert monitor.rho == card["rho"] == (1.0 if low > 0 else 0.0)
 
 
 NAME = "term_hidden.weight"
@@ -236,7 +238,8 @@ def test_modes_take_the_policy_of_a_run(tmp_path: Path) -> None:
         modulators = prepare(from_json({**to_json(config), "mode": mode}), data).executor.modulators
         laws[mode] = [m.law for m in modulators if isinstance(m, MetaController)]
         monitors = [m for m in modulators if isinstance(m, LossMonitor)]
-        assert all(m.rho == 1.0 and m.frozen == (mode == "full") for m in monitors)
+        assert all(m.rho == 1.0 and not m.frozen for m in monitors)
+        assert all((m.network is not None) == (mode == "full") for m in monitors)
     assert all(law == [RULE] for law in laws.values())
     own = prepare(from_json({**to_json(config), "mode": "controller_only", "policy": None}), data).executor.modulators
     assert [m.law for m in own if isinstance(m, MetaController)] == [CLIMB]

@@ -9,5 +9,5 @@ from adaptive_loss.modes.base import Mode
 
 @modes.register("monitor_only")
 def monitor_only() -> Mode:
-    """The monitor at full strength (ρ = 1), learning as it goes where its policy holds no trained networks."""
-    return Mode(lambda policy: (LossMonitor.from_policy(policy, rho=1.0),))
+    """The monitor at full strength (ρ = 1), learning on from its policy's networks as it goes."""
+    return Mode(lambda policy: (LossMonitor.from_policy(policy, rho=1.0, online=True),))
