@@ -335,6 +335,12 @@ def test_moves_by_hand() -> None:
         assert controller.gains().tolist() == pytest.approx([0.0, wanted])
 
 
+def test_a_pinned_term_stays_where_it_is_and_the_others_move() -> None:
+    weights = train([MetaController(CLIMB)], pinned=["harmful"]).weights
+    assert {step["harmful"] for step in weights} == {1.0} == {step["fit"] for step in weights}
+    assert weights[-1]["helpful"] != 1.0
+
+
 def test_a_harmful_term_falls_and_the_base_stays_under_a_law_that_climbs() -> None:
     run = train([MetaController(CLIMB)], steps=300)
     assert run.executor.weights["fit"] == 1.0 and run.executor.weights["harmful"] < 0.1

@@ -38,6 +38,7 @@ def train(
     known_length: bool = True,
     probe: bool = True,
     epoch: int | None = None,
+    pinned: Sequence[str] = (),
 ) -> Run:
     """Train a linear model by Adam; the executor's seed is ``seed``, the data are always the same."""
     dice = torch.Generator().manual_seed(1)
@@ -57,6 +58,7 @@ def train(
         probe=objective if probe else None,
         total_steps=steps if known_length else None,
         seed=seed,
+        pinned=pinned,
     )
     optimizer = torch.optim.Adam([w], lr=0.02)
     run = Run(w, executor)
