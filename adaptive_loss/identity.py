@@ -16,6 +16,7 @@ def identity(terms: Terms, weighting: Weighting, modulators: Sequence[Modulator]
         "base": str(terms.base),
         "start weights": ", ".join(f"{weight:g}" for weight in terms.start.values()),
         "targets": ", ".join(terms.targets),
+        "pinned": ", ".join(sorted(terms.pinned)),
         "reductions": ", ".join(f"{name} × {r.factor:g}" for name, r in terms.reductions.items()),
         "weighting": weighting.name,
         "modulators": ", ".join(modulator.identity for modulator in modulators),

@@ -115,6 +115,8 @@ class LossExecutor(nn.Module):
         super().__init__()
         if total_steps is not None and not total_steps >= 1:
             raise ValueError(f"total_steps is {total_steps}: give a positive number of optimizer steps, or None")
+        if isinstance(pinned, str):
+            raise TypeError(f"pinned is {pinned!r}: give a list of names, [{pinned!r}]")
         self.terms = Terms(weights, base, dict(targets or {}), dict(reductions or {}), tuple(pinned))
         n_terms = len(self.terms.names)
         self.weighting = _rule(weighting, n_terms)

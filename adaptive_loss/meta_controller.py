@@ -33,7 +33,6 @@ _ROUNDS = 8
 """Parts of a move, after each of which a law that climbs asks anew."""
 
 _PROGRESS = slice(0, 6)
-_TRUST = signal.TERM_FEATURES.index("trust")
 _N_TERM = len(signal.TERM_FEATURES)
 
 
@@ -121,7 +120,16 @@ class ControllerLaw:
             if not isinstance(card["climbs"], bool):
                 raise ValueError("'climbs' must be true or false")
             values = {name: tuple(t.tolist()) if t.dim() else t.item() for name, t in tensors.items()}
-            return cls(**cast("dict[str, Any]", values), climbs=card["climbs"])
+            return cls(**cast("dict[str, Any]", values), climbs=card["climbs"]).checked()
+
+    def checked(self) -> ControllerLaw:
+        """The law itself, or a ``ValueError`` that names a number with which a move could be none."""
+        limits = {"step": REACH, "band": 0.99}
+        ranges = {f"{age}_{what}": limits[what] for age in ("early", "late") for what in limits}
+        for name, most in {**ranges, "against_base": 1.0, "calibration": 1.0}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"its {name} is {getattr(self, name):g}: it must lie in [0, {most:.3g}]")
+        return self
 
 
 RULE = ControllerLaw()
@@ -322,6 +330,7 @@ def way(law: ControllerLaw, outlook: Outlook) -> Array:
     recall = None if outlook.gramians is None else Recall(outlook.gramians)
     gone, rounds = outlook.first, _ROUNDS if law.climbs else 1
     for _ in range(rounds):
+        gone = gone.clip(-REACH, REACH)
         evidence = (outlook.trust, outlook.share) if recall is None else recall.at(outlook.weights * np.exp(gone))
         gone = gone + outlook.step / rounds * _urge(law, outlook, gone, *evidence)
     return gone

@@ -422,3 +422,11 @@ def test_adaptive_takes_a_policy_folder(tmp_path: Path) -> None:
     controller, monitor = executor.modulators
     assert isinstance(controller, MetaController) and controller.law == BUSY
     assert getattr(monitor, "rho", None) == 0.5
+
+
+@pytest.mark.parametrize(("name", "value"), [("early_step", 1e5), ("late_band", 1.0), ("calibration", -0.1)])
+def test_a_law_by_which_a_move_could_be_no_number_is_refused(name: str, value: float, tmp_path: Path) -> None:
+    card = {"families": [], "seeds": [], "evidence": "", "made_by": "", "climbs": True}
+    write_policy(tmp_path, "controller", replace(CLIMB, **{name: value}).tensors(), card)
+    with pytest.raises(ValueError, match=rf"controller.json: ValueError: its {name} is .*must lie in \[0, "):
+        MetaController.from_policy(tmp_path)

@@ -75,6 +75,13 @@ def test_what_cannot_be_is_told_in_one_line() -> None:
         LossWeighting("vea")
     with pytest.raises(UsageError, match="steps is 10: give at least 20"):
         LossWeighting("vae", steps=10)
+    env = make(steps=20)
+    env.reset(seed=1)
+    with pytest.raises(UsageError, match="action -1 is none: give 0 to 3"):
+        env.step(-1)
+    env.step(0)
+    with pytest.raises(UsageError, match="this run has ended"):
+        env.step(0)
     with pytest.raises(UsageError, match=r"call reset\(\) first"):
         LossWeighting("vae").step(0)
 

@@ -213,12 +213,19 @@ def test_the_stacked_optimizer_is_torchs_own_row_by_row(kind: str) -> None:
 
 
 def test_a_steering_without_law_holds_its_start_weights() -> None:
-    steering = Steering({"a": 1.0, "b": 3.0}, "a", None, 10)
+    steering = Steering({"reconstruction": 1.0, "kl": 3.0}, VAEFamily, None, 10)
     before = copy.deepcopy(steering.weights())
     assert before.tolist() == [1.0, 3.0] and steering.controller is None
     steering.nudges.apply(2)
     assert steering.weights().tolist() == pytest.approx([1.0, 3.75])
     assert steering.weights(torch.zeros(2, dtype=torch.float64)).tolist() == [1.0, 3.0]
+
+
+def test_a_pinned_term_is_no_action_and_a_lost_run_is_lost_for_good() -> None:
+    episodes = Episodes(draw_family("vq_adversarial", 1), [1], steps=40)
+    assert episodes.masks().shape == (1, 6)  # perceptual and adversarial may move
+    episodes.fleet.optimizer.lost[0] = True
+    assert episodes.fleet.judged()[0] == torch.inf and episodes.last_gain().tolist() == [-1.0]
 
 
 def test_decisions_come_where_a_run_of_that_length_has_its_own() -> None:

@@ -160,3 +160,12 @@ def test_with_nothing_applied_the_monitor_s_gate_stays_open(rho: float, residual
 
 def test_other_metrics_say_nothing_to_it() -> None:
     assert ended(1.0, "select_kl").gate.history == []
+
+
+def test_a_gate_that_closes_goes_on_closing_whatever_the_loss() -> None:
+    gate = ForecastGate()
+    gate.share = 0.5
+    while gate.share:
+        before = gate.share
+        gate.observe(1, math.nan, acting=True)
+        assert gate.share < before

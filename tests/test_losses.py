@@ -104,3 +104,8 @@ def test_a_pinned_term_does_not_move_and_may_not_be_what_cannot_be_pinned() -> N
         Terms({"a": 1.0, "b": 1.0}, pinned=("b",))
     with pytest.raises(ValueError, match="'b' is pinned and has a target"):
         Terms({"a": 1.0, "b": 1.0}, "a", {"b": 1.0}, pinned=("b",))
+
+
+def test_one_pinned_name_is_no_list_of_letters() -> None:
+    with pytest.raises(TypeError, match=r"pinned is 'kl': give a list of names, \['kl'\]"):
+        LossExecutor({"fit": 1.0, "kl": 1.0}, base="fit", pinned="kl")

@@ -15,11 +15,13 @@ from adaptive_loss.loss_monitor import LossMonitor
 from adaptive_loss.meta import evidence
 from adaptive_loss.meta import pretrain_monitor as pretrain
 from adaptive_loss.meta.episodes import Episodes
+from adaptive_loss.meta.evidence import ARMS
 from adaptive_loss.meta.families import families
 from adaptive_loss.meta.families.base import Family, Run, Tensors
 from adaptive_loss.meta.problems import Problem
 from adaptive_loss.meta.rollouts import behaviour, greedy_agent, rollout
-from adaptive_loss.policy_files import read_policy
+from adaptive_loss.meta_controller import CLIMB, RULE
+from adaptive_loss.policy_files import read_policy, write_policy
 
 TINY = pretrain.Flags(
     rounds=2, runs=2, updates=6, validation=2, steps=50, families=("multitask", "vae"), jobs=1, patience=9
@@ -188,29 +190,44 @@ def test_a_family_whose_best_schedule_is_known_is_solved(tmp_path: Path) -> None
 # ---- evidence -------------------------------------------------------------------------------------------------------
 
 
-def test_rho_is_earned_by_the_whole_interval_alone() -> None:
-    def found(ends: list[float] | None) -> dict:
-        return {"monitor": {"all": {"interval95": ends}}}
+def found(whole: list[float] | None, family: list[float] | None = None) -> dict:
+    entries = {"all": whole, "vae": family or [-0.01, 0.1]}
+    return {arm: {name: {"n": 2, "mean": 0.0, "interval95": ends} for name, ends in entries.items()} for arm in ARMS}
 
+
+def test_rho_is_earned_by_the_whole_interval_and_never_at_one_familys_cost() -> None:
     assert [evidence.earned(found(ends)) for ends in ([0.001, 0.2], [0.0, 0.2], [-0.1, -0.01], None)] == [1, 0, 0, 0]
+    assert evidence.earned(found([0.001, 0.2], [-0.06, 0.3])) == 0
 
 
 def test_the_evidence_is_written_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, out = tmp_path / "policy", tmp_path / "out"
     pretrain.run(replace(TINY, rounds=1, output_dir=policy))
-    before = (policy / "monitor.safetensors").read_bytes()
+    before, trained = (policy / "monitor.safetensors").read_bytes(), read_policy(policy, "monitor")[0]
     small = ["--families", "vae", "--runs", "2", "--draws", "1", "--steps", "50", "--jobs", "1"]
-    command = ["--policy", str(policy), "--output-dir", str(out), *small]
-    assert evidence.main(command) == 0
-    assert json.loads((policy / "monitor.json").read_text())["evidence"].startswith("none yet")
-    monkeypatch.setattr(evidence, "earned", lambda found: 1.0)
+    command = ["--policy", str(policy), "--output-dir", str(out)]
+    assert evidence.main([*command, *small]) == 0
+    assert json.loads((out / "evidence.json").read_text())["evidence"]["random"]["vae"]["n"] == 2
+    assert evidence.main([*command, *small, "--write"]) == 2  # a part of the evidence earns nothing
+    assert read_policy(policy, "monitor")[0]["evidence"].startswith("none yet")
+    monkeypatch.setattr(evidence, "measure", lambda flags, network, law: found([0.01, 0.02]))
     assert evidence.main([*command, "--write"]) == 0
     card, _ = read_policy(policy, "monitor")
-    assert card["rho"] == 1.0 and set(card["evidence"]) == {"command", "monitor", "shuffled", "random"}
-    assert card["evidence"]["random"]["vae"]["n"] == 2 and card["families"] == ["multitask", "vae"]
+    assert card["rho"] == 1.0 and set(card["evidence"]) == {"command", *ARMS}
+    assert card["trained_with"] == trained["versions"] and card["families"] == ["multitask", "vae"]
     assert LossMonitor.from_policy(policy).rho == 1.0
     assert (policy / "monitor.safetensors").read_bytes() == before
     assert json.loads((out / "evidence.json").read_text())["policy"] == card["sha256"]
+    pretrain.run(replace(TINY, rounds=1, output_dir=policy))  # the same command again
+    assert read_policy(policy, "monitor")[0]["rho"] == 1.0
+
+
+def test_the_monitor_is_trained_above_the_controller_of_its_folder(tmp_path: Path) -> None:
+    flags = replace(TINY, output_dir=tmp_path)
+    assert pretrain.law_of(flags) == CLIMB
+    card = {"families": [], "seeds": [], "evidence": "", "made_by": "", "climbs": False}
+    write_policy(tmp_path, "controller", RULE.tensors(), card)
+    assert pretrain.law_of(flags) == RULE
 
 
 def test_a_policy_without_networks_has_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

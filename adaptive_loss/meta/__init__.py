@@ -1,1 +1,1 @@
-"""Meta-training of the controller's law across small training runs."""
+"""Learning across small training runs: families, stacked runs, the environment, pre-training, evidence."""

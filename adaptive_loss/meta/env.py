@@ -53,7 +53,7 @@ class LossWeighting(gymnasium.Env[Observation, int]):
         if steps < 2 * least:
             raise UsageError(f"steps is {steps}: give at least {2 * least}, two decisions")
         self.family, self.law, self.steps = kind.name, law, steps
-        moving = len(kind.terms) - (kind.base is not None)
+        moving = len({*kind.terms} - {kind.base, *kind.pinned})
         self.observation_space = Box(-5.0, 5.0, (N_GLOBAL + N_TERM * moving,), np.float32)
         self.action_space = Discrete(2 + 2 * moving)  # pyright: ignore[reportAttributeAccessIssue]
         self._episodes: Episodes | None = None
@@ -69,7 +69,12 @@ class LossWeighting(gymnasium.Env[Observation, int]):
 
     def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Do one action and train on until the next decision."""
-        episodes, mask = self._running(), self.action_masks()
+        episodes = self._running()
+        if episodes.is_over:
+            raise UsageError("this run has ended: call reset() for another one")
+        if not self.action_space.contains(action):
+            raise UsageError(f"action {action} is none: give 0 to {int(self.action_space.n) - 1}")  # pyright: ignore[reportAttributeAccessIssue]
+        mask = self.action_masks()
         was_masked = not mask[int(action)]
         reward = float(episodes.act([KEEP if was_masked else int(action)]))
         info = {"action_mask": self.action_masks(), "was_masked": was_masked}

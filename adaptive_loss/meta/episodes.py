@@ -61,7 +61,7 @@ class Episodes:
 
     def _steering(self, family: Family, row: int, law: ControllerLaw | None, steps: int) -> Steering:
         start = dict(zip(family.terms, self.fleet.start[row].tolist(), strict=True))
-        return Steering(start, family.base, law, steps, self.config)
+        return Steering(start, family, law, steps, self.config)
 
     @property
     def is_over(self) -> bool:

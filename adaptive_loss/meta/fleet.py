@@ -75,9 +75,10 @@ class Fleet:
         return self._call("objective", self.data, self._at(self.looks))
 
     def judged(self) -> Tensor:
-        """[rows] the final numbers, NaN or infinite where a run was lost."""
+        """[rows] the final numbers, infinite where a run was lost."""
+        lost = self.optimizer.lost if self.rival is None else self.optimizer.lost | self.rival.lost
         with torch.no_grad():
-            return self._call("judged", self.data)
+            return self._call("judged", self.data).masked_fill(lost, torch.inf)
 
     def step(self, weights: Tensor, losses: Tensor | None = None) -> Tensor:
         """Train one step under ``weights``, [rows, K]; the losses' values, [rows, K] float64.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +22,11 @@ from typing import Any
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.costs import one_thread_cost, one_thread_differences
 from adaptive_loss.meta.fleet import STEPS
-from adaptive_loss.meta.problems import HELD_OUT_SEEDS, chosen_families, draw_problems, summarised
+from adaptive_loss.meta.problems import HELD_OUT_SEEDS, command_of, draw_problems, families_to_train_on, summarised
 from adaptive_loss.meta_controller import CLIMB, ControllerLaw
 from adaptive_loss.policy_files import write_policy
 from adaptive_loss.records import json_dump, write_atomic
-from adaptive_loss.utils.commands import command, command_line, parse
+from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.config import core_count
 
 PROG = "adaptive-loss pretrain controller"
@@ -61,8 +60,8 @@ class Flags:
     """Candidate laws a generation."""
     runs: int = 4
     """Runs of each family a generation."""
-    held_out: int = 16
-    """Fresh runs of each family for the comparison at the end."""
+    held_out: int = 4
+    """Fresh runs of each family and of each of four draws, for the comparison at the end."""
     steps: int = STEPS
     """Length of the runs in optimizer steps."""
     sigma: float = 0.1
@@ -143,7 +142,7 @@ def compare_with_first(law: ControllerLaw, flags: Flags, names: Sequence[str]) -
     """Law against the first law on fresh runs: mean log-ratio of final losses and its interval, whole and by family."""
     from joblib import Parallel, delayed
 
-    problems = draw_problems(names, max(2, flags.held_out // 4), HELD_OUT_SEEDS, draws=4)
+    problems = draw_problems(names, flags.held_out, HELD_OUT_SEEDS, draws=4)
     workers = Parallel(n_jobs=flags.jobs or core_count())
     found = workers(delayed(one_thread_differences)(law, problem, flags.steps) for problem in problems)
     groups: dict[str, list[float]] = {}
@@ -161,7 +160,7 @@ def doubt(evidence: dict[str, Any]) -> str | None:
     return f"the law that was found may do harm, on: {', '.join(harmed)}" if harmed else None
 
 
-def write(flags: Flags, found: ControllerLaw, curve: Sequence[float], evidence: dict[str, Any], made_by: str) -> None:
+def write(flags: Flags, found: ControllerLaw, curve: Sequence[float], evidence: dict[str, Any]) -> None:
     """The policy: the law that ships, and on its card the law that was found and the evidence between them."""
     reason = doubt(evidence)
     ships = CLIMB if reason else found
@@ -171,7 +170,7 @@ def write(flags: Flags, found: ControllerLaw, curve: Sequence[float], evidence: 
         "found": asdict(found),
         "families": [name for name in evidence if name != "all"],
         "seeds": [flags.seed],
-        "made_by": made_by,
+        "made_by": command_of(PROG, _settings(flags)),
         "settings": _settings(flags),
         "cost_by_generation": list(curve),
         "evidence": {"log_ratio_to_the_first_law_on_fresh_runs": evidence},
@@ -179,20 +178,20 @@ def write(flags: Flags, found: ControllerLaw, curve: Sequence[float], evidence: 
     write_policy(flags.output_dir, "controller", ships.tensors(), card)
 
 
-def run(flags: Flags, made_by: str = PROG) -> int:
+def run(flags: Flags) -> int:
     """Search, compare, write the law with its card; the exit code."""
     _check(flags)
-    names = chosen_families(flags.families, flags.without)
+    names = families_to_train_on(flags.families, flags.without)
     law, curve = search(flags, names)
     evidence = compare_with_first(law, flags, names)
-    write(flags, law, curve, evidence, made_by)
+    write(flags, law, curve, evidence)
     print(f"law against the first one on fresh runs (log-ratio of losses, below 0 is better): {evidence['all']}")
     print(f"written: {flags.output_dir / 'controller.json'}")
     return 0
 
 
 def _check(flags: Flags) -> None:
-    for name, least in (("generations", 2), ("population", 2), ("runs", 1), ("held_out", 2), ("steps", 20)):
+    for name, least in (("generations", 2), ("population", 2), ("runs", 1), ("held_out", 1), ("steps", 20)):
         if getattr(flags, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(flags, name)}; give at least {least}")
     most = HELD_OUT_SEEDS // (flags.generations * flags.runs) - 1
@@ -210,4 +209,4 @@ def _check(flags: Flags) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     flags = parse(Flags, argv, PROG, "Meta-train the controller's law on small training runs.")
-    return run(flags, shlex.join(command_line(PROG, argv)))
+    return run(flags)

@@ -5,19 +5,21 @@ played by the networks themselves, exploring, beside random runs. Rewards come f
 (:class:`~adaptive_loss.meta.episodes.Episodes`). After every round the networks play validation runs greedily, and
 what they won over never nudging is a point of the learning curve. The stop rule, written down before any run: after
 ``--patience`` rounds in a row without a new best of that curve the rest is not worth its time. The last round's
-networks are written with ρ = 0; ``adaptive-loss evidence`` alone may raise it. The same seed gives the same files;
-every round is kept, and the same command goes on from it.
+networks are written with ρ = 0; ``adaptive-loss evidence`` alone may raise it. The controller below is that of the
+output folder where it has one, else the package's. The same seed gives the same files; every round is kept, and the
+same command goes on from it.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adaptive_loss.checkpoint import FORMAT, load_file, save_file
@@ -27,16 +29,18 @@ from adaptive_loss.meta.problems import (
     HELD_OUT_SEEDS,
     VALIDATION_SEEDS,
     Problem,
-    chosen_families,
+    command_of,
     draw_problems,
+    families_to_train_on,
     summarised,
 )
 from adaptive_loss.meta.rollouts import TRAINED, Rollout, greedy_agent, rollout
-from adaptive_loss.policy_files import write_policy
+from adaptive_loss.meta_controller import ControllerLaw
+from adaptive_loss.policy_files import POLICIES, read_policy, write_policy
 from adaptive_loss.records import json_dump, write_atomic
 from adaptive_loss.rl.replay import Replay
 from adaptive_loss.seeding import own_generator
-from adaptive_loss.utils.commands import command, command_line, parse
+from adaptive_loss.utils.commands import command, parse
 from adaptive_loss.utils.config import core_count
 
 PROG = "adaptive-loss pretrain monitor"
@@ -132,10 +136,19 @@ def play(problems: Sequence[Problem], behaviours: tuple[str, ...], training: Tra
     """All problems, on all cores."""
     from joblib import Parallel, delayed
 
-    network = training.network
+    network, law = training.network, law_of(flags)
     workers = Parallel(n_jobs=flags.jobs or core_count())
-    calls = (delayed(rollout)(problem, behaviours, network, steps=flags.steps) for problem in problems)
+    calls = (delayed(rollout)(problem, behaviours, network, law, flags.steps) for problem in problems)
     return list(workers(calls))  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def law_of(flags: Flags) -> ControllerLaw:
+    """The law of the controller below: the policy folder's own where there is one, else the package's."""
+    own = flags.output_dir / "controller.json"
+    try:
+        return ControllerLaw.load(own if own.exists() else POLICIES / own.name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def one_round(training: Training, flags: Flags) -> None:
@@ -169,10 +182,10 @@ def has_stalled(curve: Sequence[dict[str, Any]], patience: int) -> bool:
     return len(means) > patience and max(means[-patience:]) <= max(means[:-patience])
 
 
-def run(flags: Flags, made_by: str = PROG) -> int:
+def run(flags: Flags) -> int:
     """All rounds that are not done yet, then the policy; the exit code."""
     _check(flags)
-    training = Training(flags.seed, chosen_families(flags.families, flags.without))
+    training = Training(flags.seed, families_to_train_on(flags.families, flags.without))
     state = flags.output_dir / "state.pt"
     if state.exists():
         _go_on(training, state, flags)
@@ -182,9 +195,22 @@ def run(flags: Flags, made_by: str = PROG) -> int:
         save_file(state, {"format": FORMAT, "settings": settings, "training": training.state_dict()})
         write_atomic(flags.output_dir / "curve.json", json_dump({"settings": settings, "rounds": training.curve}))
         print(_told(training.curve[-1], flags.rounds), flush=True)
-    _write(training, flags, made_by)
+    if _is_written(training, flags):
+        print(f"{flags.output_dir / 'monitor.json'} holds these networks already, with what evidence there is")
+        return 0
+    _write(training, flags)
     print(f"written: {flags.output_dir / 'monitor.json'}, with rho 0 until adaptive-loss evidence says otherwise")
     return 0
+
+
+def _is_written(training: Training, flags: Flags) -> bool:
+    """Whether the policy holds these networks already: its card may have earned a ρ since."""
+    try:
+        _, tensors = read_policy(flags.output_dir, "monitor")
+    except ValueError:
+        return False
+    network = training.network
+    return network.keys() == tensors.keys() and all(torch.equal(tensors[name], network[name]) for name in network)
 
 
 def _told(point: dict[str, Any], rounds: int) -> str:
@@ -194,13 +220,13 @@ def _told(point: dict[str, Any], rounds: int) -> str:
     return f"round {point['round']}/{rounds}: loss {point['loss']:.4f}, {won}, acts in {point['acts']:.0%} of decisions"
 
 
-def _write(training: Training, flags: Flags, made_by: str) -> None:
+def _write(training: Training, flags: Flags) -> None:
     stalled = has_stalled(training.curve, flags.patience)
     card = {
         "rho": 0.0,
         "families": training.names,
         "seeds": [flags.seed],
-        "made_by": made_by,
+        "made_by": command_of(PROG, {n: v for n, v in _settings(flags).items() if n != "law"}),
         "settings": _settings(flags),
         "stopped": f"the stop rule, after {len(training.curve)} rounds" if stalled else "all rounds",
         "learning_curve": training.curve,
@@ -218,7 +244,8 @@ def _go_on(training: Training, state: Path, flags: Flags) -> None:
 
 def _settings(flags: Flags) -> dict[str, Any]:
     told = {name: value for name, value in asdict(flags).items() if name not in ("output_dir", "jobs")}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+    told["law"] = asdict(law_of(flags))
+    return json.loads(json_dump(told))
 
 
 def _check(flags: Flags) -> None:
@@ -239,4 +266,4 @@ def _check(flags: Flags) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     flags = parse(Flags, argv, PROG, "Train the monitor's networks across many small runs.")
-    return run(flags, shlex.join(command_line(PROG, argv)))
+    return run(flags)

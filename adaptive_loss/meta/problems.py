@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,19 +39,43 @@ def draw_problems(names: Sequence[str], runs: int, first_seed: int, draws: int =
     return [Problem(name, start, tuple(range(start, start + runs))) for start in starts for name in names]
 
 
-def chosen_families(wanted: Sequence[str], without: Sequence[str]) -> list[str]:
-    """The families to train on: those wanted (none: all), less those left out.
+def chosen_families(wanted: Sequence[str], without: Sequence[str] = ()) -> list[str]:
+    """The families wanted, each once (none: all that may be trained on), less those left out.
 
     Raises:
         UsageError: a name is unknown, or nothing is left.
     """
-    for flag, names in (("--families", wanted), ("--without", without)):
-        for name in names:
-            families.resolve(name, flag=flag)
-    left = [name for name in (wanted or trained_families()) if name not in without]
+    named, out = ([families.resolve(n, flag=f) for n in v] for f, v in (("--families", wanted), ("--without", without)))
+    left = [name for name in dict.fromkeys(named or trained_families()) if name not in out]
     if not left:
         raise UsageError("--without leaves no family; name fewer")
     return left
+
+
+def families_to_train_on(wanted: Sequence[str], without: Sequence[str]) -> list[str]:
+    """:func:`chosen_families`, none of which is kept apart to judge by.
+
+    Raises:
+        UsageError: one is.
+    """
+    names = chosen_families(wanted, without)
+    for name in names:
+        if families.get(name).is_held_apart:
+            raise UsageError(
+                f"--families: {name} is kept apart to judge by, and nothing is trained on it; leave it out"
+            )
+    return names
+
+
+def command_of(prog: str, settings: Mapping[str, Any]) -> str:
+    """The command that has these settings, those that are empty left out.
+
+    Example:
+        >>> command_of("adaptive-loss pretrain monitor", {"seed": 0, "without": ["vae", "gan"], "families": []})
+        'adaptive-loss pretrain monitor --seed 0 --without vae gan'
+    """
+    words = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in settings.items()}
+    return " ".join([prog, *(" ".join([f"--{n.replace('_', '-')}", *map(str, w)]) for n, w in words.items() if w)])
 
 
 def summarised(groups: dict[str, list[float]]) -> dict[str, dict[str, Any]]:

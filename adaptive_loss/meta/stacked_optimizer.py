@@ -57,9 +57,13 @@ class StackedOptimizer:
         return [1 / self._root(i) for i in range(len(self.parameters))]
 
     def rescale(self, ratio: Tensor) -> None:
-        """Make the memory what it would be had all gradients been ``ratio`` times as long, [N]; see
-        :func:`~adaptive_loss.optimizer_memory.rescale_memory`."""
-        for first, second in zip(self.first, self.second, strict=False):
+        """Make Adam's memory what it would be had all gradients been ``ratio`` times as long, [N].
+
+        Momentum is left alone, as by :func:`~adaptive_loss.optimizer_memory.rescale_memory`.
+        """
+        if self.kind == "momentum":
+            return
+        for first, second in zip(self.first, self.second, strict=True):
             first.mul_(_beside(ratio, first))
             second.mul_(_beside(ratio.square(), second))
 

@@ -14,6 +14,7 @@ from adaptive_loss.gradients import look_ahead
 from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
+from adaptive_loss.meta.families.base import Family
 from adaptive_loss.meta.fleet import Fleet
 from adaptive_loss.meta_controller import ControllerLaw, MetaController, Outlook, way
 from adaptive_loss.rl.nudges import MonitorConfig, Nudges
@@ -53,7 +54,7 @@ class Steering:
 
     Args:
         start: name → start weight.
-        base: the base term, or None.
+        family: says which term is the base, and which are pinned.
         law: the controller's; None for none.
         steps: length of the run.
         config: the residual's steps and bounds.
@@ -62,12 +63,12 @@ class Steering:
     def __init__(
         self,
         start: Mapping[str, float],
-        base: str | None,
+        family: type[Family] | Family,
         law: ControllerLaw | None,
         steps: int,
         config: MonitorConfig = MonitorConfig(),
     ) -> None:
-        self.terms = Terms(dict(start), base)
+        self.terms = Terms(dict(start), family.base, pinned=family.pinned)
         self.controller = None if law is None else MetaController(law)
         if self.controller is not None:
             self.controller.bind(self.terms, steps, seed=0)
@@ -156,7 +157,7 @@ def steer(fleet: Fleet, law: ControllerLaw | None) -> Tensor:
     """Train a fleet to its end under a law (None: under its start weights); [rows] the judged losses."""
     family, rows = fleet.family, range(len(fleet))
     starts = [dict(zip(family.terms, start, strict=True)) for start in fleet.start.tolist()]
-    steered = {row: Steering(starts[row], family.base, law, fleet.steps) for row in rows}
+    steered = {row: Steering(starts[row], family, law, fleet.steps) for row in rows}
     for _ in range(fleet.steps - fleet.done):
         if law is None:
             fleet.step(fleet.start)

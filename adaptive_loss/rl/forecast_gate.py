@@ -92,11 +92,11 @@ class ForecastGate:
             loss: on held-out data, lower is better; one that is not finite or not above 0 says nothing here.
             acting: whether the residual is applied and not 0.
         """
+        if self.share < 1:
+            return self._close(step)
         if not (math.isfinite(loss) and loss > 0):
             return []
         self.epoch += 1
-        if self.share < 1:
-            return self._close(step)
         value, known = math.log(loss), len(self.history) >= LEAST
         expected, limit = highest(self.history, self.epoch) if known else (value, value)
         if not (acting and value > limit):

@@ -89,7 +89,8 @@ class Nudges:
 
         Args:
             context: of the step that was accepted last.
-            rho: how much of the residual is in ``context.weights``; the set-point is what they are without it.
+            rho: how much of the residual is in ``context.weights``; the set-point is what they are without it, up to
+                their sum where there is no base.
         """
         set_point = context.weights * torch.exp(-rho * self.residual)
         terms = context.signals.term_features(context.weights, set_point, context.start)[self.moving]

@@ -58,9 +58,13 @@ class Family(ABC):
     base: ClassVar[str | None] = None
     customary: ClassVar[tuple[float, ...]]
     """[K] weights around which the start weights are wrong."""
+    pinned: ClassVar[tuple[str, ...]] = ()
+    """Terms that controller and monitor leave alone."""
     has_rival: ClassVar[bool] = False
     may_use_momentum: ClassVar[bool] = False
     """Whether plain momentum trains it as well as Adam does, which is drawn then."""
+    n_probe: ClassVar[int] = 150
+    """Examples of the probe's part."""
     is_held_apart: ClassVar[bool] = False
     """Whether nothing is ever trained on it."""
 
@@ -83,7 +87,7 @@ class Family(ABC):
 
     def looks(self, count: int, dice: Generator) -> dict[str, Tensor]:
         """[count, …] what each value of the objective draws; ``rows`` are of the probe's part."""
-        return {"rows": torch.randint(100, (count, BATCH), generator=dice)}
+        return {"rows": torch.randint(self.n_probe, (count, BATCH), generator=dice)}
 
     def learning_rate(self, dice: Generator) -> float:
         """Of one run."""

@@ -101,9 +101,8 @@ class AdversarialFamily(Family):
         return {**super().draws(steps, dice), **noise}
 
     def looks(self, count: int, dice: Generator) -> dict[str, Tensor]:
-        """Twice as many points as elsewhere, since they are but points."""
-        rows = torch.randint(150, (count, BATCH), generator=dice)
-        return {"rows": rows, "noise": torch.randn(count, BATCH, NOISE, generator=dice)}
+        """Rows and noise."""
+        return {**super().looks(count, dice), "noise": torch.randn(count, BATCH, NOISE, generator=dice)}
 
     def learning_rate(self, dice: Generator) -> float:
         """A third of the others', for both."""

@@ -42,6 +42,7 @@ class RegressionFamily(Family):
     terms = ("fit", "related", "unrelated", "opposed")
     base = "fit"
     customary = (1.0, 1.0, 1.0, 0.3)
+    n_probe = 100
 
     def __init__(self, dice: Generator) -> None:
         super().__init__(dice)

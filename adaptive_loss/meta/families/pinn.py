@@ -88,7 +88,7 @@ class PhysicsFamily(Family):
         return {"x": 2 * torch.rand(steps, BATCH, 1, generator=dice) - 1}
 
     def looks(self, count: int, dice: Generator) -> dict[str, Tensor]:
-        """Measurements, as many as there are."""
+        """Of the measurements that there are, drawn with replacement."""
         return {"rows": torch.randint(self.measured, (count, BATCH), generator=dice)}
 
     def learning_rate(self, dice: Generator) -> float:

@@ -82,6 +82,7 @@ class QuantisedFamily(Family):
     terms = ("reconstruction", "perceptual", "codebook", "commitment", "adversarial")
     base = "reconstruction"
     customary = (1.0, 1.0, 1.0, 0.25, 0.02)
+    pinned = ("codebook", "commitment")
     has_rival = True
 
     def __init__(self, dice: Generator) -> None:
