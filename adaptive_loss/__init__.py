@@ -1,7 +1,7 @@
 """Real-time adaptive loss functions: a model's loss weights, adapted while it trains.
 
-Importing the package imports no torch: what it offers is loaded on first use (PEP 562). Gymnasium, where it is
-installed, is told of the environment ``adaptive_loss/LossWeighting-v0``.
+Importing the package imports no torch: what it offers is loaded on first use (PEP 562). Gymnasium, once it is imported,
+knows the environment ``adaptive_loss/LossWeighting-v0``.
 
 Example:
     >>> from adaptive_loss import LossExecutor
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from adaptive_loss import environments
 
 if TYPE_CHECKING:
     from adaptive_loss import probes
@@ -61,12 +63,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _register_environments() -> None:
-    try:
-        from gymnasium import register
-    except ImportError:  # it comes with the `rl` extra
-        return
-    register(id="adaptive_loss/LossWeighting-v0", entry_point="adaptive_loss.meta.env:LossWeighting")
-
-
-_register_environments()
+environments.announce()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import adaptive_loss
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.env import LossWeighting
 from adaptive_loss.meta.families import families
@@ -33,6 +35,20 @@ def test_gymnasium_knows_it_once_the_package_is_imported(order: str) -> None:
     code = f"{order}, sys; {asked}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout.strip() == "adaptive_loss/LossWeighting-v0", done.stderr
+
+
+@pytest.mark.parametrize(
+    "hidden", ["sys.modules['gymnasium'] = None", "sys.path_importer_cache.clear(); sys.path[:] = here"]
+)
+def test_without_gymnasium_the_package_is_as_it_was(hidden: str) -> None:
+    here = (
+        f"here = [p for p in sys.path if 'site-packages' not in p] + [{str(Path(adaptive_loss.__file__).parents[1])!r}]"
+    )
+    code = (
+        f"import sys\n{here}\n{hidden}\nimport adaptive_loss\ntry: import gymnasium\nexcept ImportError: print('none')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "none", done.stderr
 
 
 @pytest.mark.parametrize("family", families.names())

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "adaptive_loss"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom: a part may import itself, the parts it lists, and what those list.
-FOUNDATION = {"errors", "files", "locks", "registry", "seeding"}
+FOUNDATION = {"environments", "errors", "files", "locks", "registry", "seeding"}
 PARTS: dict[str, set[str]] = {
     "buckets": set(),
     "policy_files": {"records", "signals"},
