@@ -142,7 +142,8 @@ class Nudges:
 def new_network(config: MonitorConfig) -> EquivariantQ:
     """A network of the monitor's build: [..., 11 + 9M] to [..., 2 + 2M] for any M, the look-ahead's prior added."""
     edge = config.prior_edge
-    return EquivariantQ(N_GLOBAL, N_TERM, prior=lambda rows: look_ahead_prior(rows, edge))
+    prior = None if edge >= 1 else lambda rows: look_ahead_prior(rows, edge)  # no trust lies beyond 1
+    return EquivariantQ(N_GLOBAL, N_TERM, prior=prior)
 
 
 def look_ahead_prior(observations: Tensor, edge: float) -> Tensor:
