@@ -41,7 +41,7 @@ class PointGAN(AdversarialTask, PointTask):
     precisions = ("fp32",)  # in bf16 a coordinate of 4 has a step of 0.016, a third of a mode's width
     customary: ClassVar[Mapping[str, float]] = {"feature_matching": 0.0, "r1": 0.01}
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 40, "batch_size": 256, "lr": 2e-3}
-    smoke: ClassVar[Mapping[str, Any]] = {"epochs": 2, "subset": 2000}
+    smoke: ClassVar[Mapping[str, Any]] = {"epochs": 2, "subset": 1000}
 
     def __init__(self, config: Any, data: Any, device: torch.device, **options: Any) -> None:
         super().__init__(config, data, device, **options)
