@@ -261,7 +261,7 @@ def slopes(products: Tensor, weights: Tensor) -> Tensor:
 class Gramians:
     """M Gramians, made ready to be asked for :func:`slopes` at one weight after another.
 
-    In NumPy, whose calls on so small arrays cost a third of PyTorch's: a controller asks eight times a look-ahead.
+    In NumPy, whose calls cost less on arrays so small: a controller asks eight times a look-ahead.
 
     Args:
         products: [..., M, K+1, K+1] float64 as for :func:`slopes`; those of several runs may be asked at once.

@@ -146,7 +146,7 @@ class MetaController(Modulator):
     """Applies a learned adaptation strategy: acts at every look-ahead and, without any, at every epoch's end.
 
     Args:
-        law: its parameters; None takes the meta-trained ones that come with the package.
+        law: its parameters; None takes those that come with the package.
 
     Example:
         >>> from adaptive_loss import LossExecutor, MetaController

@@ -19,7 +19,7 @@ from adaptive_loss.meta.evidence import ARMS
 from adaptive_loss.meta.families import families
 from adaptive_loss.meta.families.base import Family, Run, Tensors
 from adaptive_loss.meta.problems import Problem
-from adaptive_loss.meta.rollouts import behaviour, greedy_agent, rollout
+from adaptive_loss.meta.rollouts import behaviour, greedy_agent, law_beside, rollout
 from adaptive_loss.meta_controller import CLIMB, RULE
 from adaptive_loss.policy_files import read_policy, write_policy
 
@@ -223,11 +223,10 @@ def test_the_evidence_is_written_on_the_card(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_monitor_is_trained_above_the_controller_of_its_folder(tmp_path: Path) -> None:
-    flags = replace(TINY, output_dir=tmp_path)
-    assert pretrain.law_of(flags) == CLIMB
+    assert law_beside(tmp_path) == CLIMB
     card = {"families": [], "seeds": [], "evidence": "", "made_by": "", "climbs": False}
     write_policy(tmp_path, "controller", RULE.tensors(), card)
-    assert pretrain.law_of(flags) == RULE
+    assert law_beside(tmp_path) == RULE
 
 
 def test_a_policy_without_networks_has_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,9 @@ class Episodes:
     log J_never − log J_nudged of the judged losses is added. Both are clipped to ±1, and neither changes with the
     scale of the weights.
 
+    Attributes:
+        steered: the N nudged runs' steerings.
+
     Args:
         family: a draw of what the runs share.
         seeds: one a run.
@@ -52,11 +55,14 @@ class Episodes:
     ) -> None:
         self.n, self.config = len(seeds), config
         self.fleet = Fleet(family, seeds, steps, copies=3)
-        self.steered = [self._steering(family, row, law, steps) for row in range(3 * self.n)]
-        self.every = max(config.every, steps // config.decisions)
         self._nudged = torch.arange(self.n)
-        self._follows = torch.cat([self._nudged, self._nudged, self._nudged + 2 * self.n])
-        self._watched = {row: self.steered[row] for row in self._follows.tolist()}
+        self._never = self._nudged + 2 * self.n
+        rows = [*self._nudged.tolist(), *self._never.tolist()]
+        self._watched = {row: self._steering(family, row, law, steps) for row in rows}
+        self.steered = [self._watched[row] for row in rows[: self.n]]
+        self._kept = [steering.nudges.residual for steering in self.steered]
+        self.every = max(config.every, steps // config.decisions)
+        self._follows = torch.cat([self._nudged, self._nudged, self._never])
         self._train(self.every)
 
     def _steering(self, family: Family, row: int, law: ControllerLaw | None, steps: int) -> Steering:
@@ -70,17 +76,17 @@ class Episodes:
 
     def observations(self) -> Tensor:
         """[N, 11 + 9M]."""
-        return torch.stack([s.nudges.observation(s.context(), 1.0) for s in self.steered[: self.n]])
+        return torch.stack([s.nudges.observation(s.context(), 1.0) for s in self.steered])
 
     def masks(self) -> Tensor:
         """[N, 2 + 2M] bool, the actions that are allowed."""
-        return torch.stack([s.nudges.mask(s.context()) for s in self.steered[: self.n]])
+        return torch.stack([s.nudges.mask(s.context()) for s in self.steered])
 
     def act(self, actions: Sequence[int]) -> Tensor:
         """Do one allowed action a run and train on until the next decision; the rewards, [N]."""
         self.fleet.copy(self._nudged, self._nudged + self.n)
-        for steering, kept, action in zip(self.steered, self.steered[self.n :], actions, strict=False):
-            kept.nudges.residual = steering.nudges.residual
+        self._kept = [steering.nudges.residual for steering in self.steered]
+        for steering, action in zip(self.steered, actions, strict=True):
             steering.nudges.rest()
             steering.nudges.apply(int(action))
         self._train(min(self.every, self.fleet.steps - self.fleet.done))
@@ -96,9 +102,11 @@ class Episodes:
 
     def _weights(self) -> Tensor:
         """[3N, K]; a fork follows its run's controller, so that all it lacks is the nudge."""
-        runs, forks, others = self.steered[: self.n], self.steered[self.n : 2 * self.n], self.steered[2 * self.n :]
-        kept = [run.weights(fork.nudges.residual) for run, fork in zip(runs, forks, strict=True)]
-        return torch.stack([*(run.weights() for run in runs), *kept, *(other.weights() for other in others)])
+        kept = [run.weights(residual) for run, residual in zip(self.steered, self._kept, strict=True)]
+        nudged, never = (
+            [self._watched[row].weights() for row in rows.tolist()] for rows in (self._nudged, self._never)
+        )
+        return torch.stack([*nudged, *kept, *never])
 
     def _train(self, steps: int) -> None:
         for _ in range(steps):

@@ -18,7 +18,7 @@ from typing import Any
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.fleet import STEPS
 from adaptive_loss.meta.problems import HELD_OUT_SEEDS, Problem, chosen_families, command_of, draw_problems, summarised
-from adaptive_loss.meta.rollouts import Network, rollout
+from adaptive_loss.meta.rollouts import Network, law_beside, rollout
 from adaptive_loss.meta_controller import ControllerLaw
 from adaptive_loss.policy_files import POLICIES, TOLD, read_policy, write_policy
 from adaptive_loss.records import json_dump, provenance, write_atomic
@@ -125,8 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _policy(folder: Path) -> tuple[dict[str, Any], Network, ControllerLaw]:
     try:
         card, network = read_policy(folder, "monitor")
-        own = folder / "controller.json"
-        law = ControllerLaw.load(own if own.exists() else POLICIES / "controller.json")
     except ValueError as error:
         raise UsageError(str(error)) from error
     missing = [entry for entry in TOLD if entry not in card]
@@ -136,4 +134,4 @@ def _policy(folder: Path) -> tuple[dict[str, Any], Network, ControllerLaw]:
         raise UsageError(
             f"{folder / 'monitor.json'} has no trained networks: make some with adaptive-loss pretrain monitor"
         )
-    return card, network, law
+    return card, network, law_beside(folder)

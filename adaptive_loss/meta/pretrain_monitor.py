@@ -34,9 +34,8 @@ from adaptive_loss.meta.problems import (
     families_to_train_on,
     summarised,
 )
-from adaptive_loss.meta.rollouts import TRAINED, Rollout, greedy_agent, rollout
-from adaptive_loss.meta_controller import ControllerLaw
-from adaptive_loss.policy_files import POLICIES, read_policy, write_policy
+from adaptive_loss.meta.rollouts import TRAINED, Rollout, greedy_agent, law_beside, rollout
+from adaptive_loss.policy_files import read_policy, write_policy
 from adaptive_loss.records import json_dump, write_atomic
 from adaptive_loss.rl.replay import Replay
 from adaptive_loss.seeding import own_generator
@@ -136,19 +135,10 @@ def play(problems: Sequence[Problem], behaviours: tuple[str, ...], training: Tra
     """All problems, on all cores."""
     from joblib import Parallel, delayed
 
-    network, law = training.network, law_of(flags)
+    network, law = training.network, law_beside(flags.output_dir)
     workers = Parallel(n_jobs=flags.jobs or core_count())
     calls = (delayed(rollout)(problem, behaviours, network, law, flags.steps) for problem in problems)
     return list(workers(calls))  # pyright: ignore[reportArgumentType, reportReturnType]
-
-
-def law_of(flags: Flags) -> ControllerLaw:
-    """The law of the controller below: the policy folder's own where there is one, else the package's."""
-    own = flags.output_dir / "controller.json"
-    try:
-        return ControllerLaw.load(own if own.exists() else POLICIES / own.name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def one_round(training: Training, flags: Flags) -> None:
@@ -244,7 +234,7 @@ def _go_on(training: Training, state: Path, flags: Flags) -> None:
 
 def _settings(flags: Flags) -> dict[str, Any]:
     told = {name: value for name, value in asdict(flags).items() if name not in ("output_dir", "jobs")}
-    told["law"] = asdict(law_of(flags))
+    told["law"] = asdict(law_beside(flags.output_dir))
     return json.loads(json_dump(told))
 
 

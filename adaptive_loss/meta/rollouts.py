@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.episodes import Episodes
 from adaptive_loss.meta.fleet import STEPS, draw_family
 from adaptive_loss.meta.problems import Problem
 from adaptive_loss.meta_controller import CLIMB, ControllerLaw
+from adaptive_loss.policy_files import POLICIES
 from adaptive_loss.rl.dqn import DQN, DQNConfig
 from adaptive_loss.rl.nudges import KEEP, N_GLOBAL, N_TERM, MonitorConfig, look_ahead_prior, new_network
 from adaptive_loss.seeding import own_generator
@@ -105,6 +108,19 @@ def behaviour(name: str, seed: int, network: Network | None = None) -> Choose:
         return _best(agent.online(seen.expand(TRAINED.dqn.ensemble, 1, -1)).mean(0)[0], allowed)
 
     return exploring
+
+
+def law_beside(folder: Path) -> ControllerLaw:
+    """The law that a policy folder's monitor acts above: the folder's own where there is one, else the package's.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    own = folder / "controller.json"
+    try:
+        return ControllerLaw.load(own if own.exists() else POLICIES / own.name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def greedy_agent(network: Network, seed: int = 0) -> DQN:

@@ -143,7 +143,7 @@ def advance(fleet: Fleet, weights: Tensor, steered: Mapping[int, Steering], foll
 
 
 def move_together(controllers: Sequence[MetaController | None], contexts: Sequence[Context]) -> None:
-    """What each controller does after a step, at the price of little more than one: all have one law and one age."""
+    """What each controller does after a step, their moves found in one pass: all have one law and one age."""
     due = [(c, context, c.outlook(context)) for c, context in zip(controllers, contexts, strict=True) if c is not None]
     moving = [(controller, context, outlook) for controller, context, outlook in due if outlook is not None]
     if not moving:
@@ -155,13 +155,13 @@ def move_together(controllers: Sequence[MetaController | None], contexts: Sequen
 
 def steer(fleet: Fleet, law: ControllerLaw | None) -> Tensor:
     """Train a fleet to its end under a law (None: under its start weights); [rows] the judged losses."""
-    family, rows = fleet.family, range(len(fleet))
-    starts = [dict(zip(family.terms, start, strict=True)) for start in fleet.start.tolist()]
-    steered = {row: Steering(starts[row], family, law, fleet.steps) for row in rows}
-    for _ in range(fleet.steps - fleet.done):
-        if law is None:
+    if law is None:
+        for _ in range(fleet.steps - fleet.done):
             fleet.step(fleet.start)
-        else:
-            weights = torch.stack([steering.weights() for steering in steered.values()])
-            advance(fleet, weights, steered, torch.arange(len(fleet)))
+        return fleet.judged()
+    starts = [dict(zip(fleet.family.terms, start, strict=True)) for start in fleet.start.tolist()]
+    steered = {row: Steering(start, fleet.family, law, fleet.steps) for row, start in enumerate(starts)}
+    for _ in range(fleet.steps - fleet.done):
+        weights = torch.stack([steering.weights() for steering in steered.values()])
+        advance(fleet, weights, steered, torch.arange(len(fleet)))
     return fleet.judged()

@@ -9,5 +9,5 @@ from adaptive_loss.modes.base import Mode
 
 @modes.register("controller_only")
 def controller_only() -> Mode:
-    """The controller with its meta-trained law."""
+    """The controller with its policy's law."""
     return Mode(lambda policy: (MetaController.from_policy(policy),))
