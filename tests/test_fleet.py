@@ -15,7 +15,7 @@ from adaptive_loss.loss_executor import LossExecutor
 from adaptive_loss.meta.episodes import Episodes
 from adaptive_loss.meta.families import families
 from adaptive_loss.meta.families.vae import VAEFamily
-from adaptive_loss.meta.fleet import Fleet, draw_family, trained_families
+from adaptive_loss.meta.fleet import Fleet, draw_family, rate_level, trained_families
 from adaptive_loss.meta.stacked_optimizer import StackedOptimizer
 from adaptive_loss.meta.steering import Steering
 from adaptive_loss.meta_controller import CLIMB, RULE, MetaController
@@ -90,12 +90,12 @@ class Alone:
             guards=UNGUARDED,
             total_steps=fleet.steps,
         )
-        rate = float(fleet.rate[0])
+        self.rate = float(fleet.rate[0])
         own = list(self.parameters.values())
         self.optimizer = (
-            torch.optim.Adam(own, lr=rate)
+            torch.optim.Adam(own, lr=self.rate)
             if family.optimizer == "adam"
-            else torch.optim.SGD(own, lr=rate, momentum=0.9)
+            else torch.optim.SGD(own, lr=self.rate, momentum=0.9)
         )
         self.done = 0
 
@@ -108,6 +108,7 @@ class Alone:
 
     def step(self) -> dict[str, float]:
         self.optimizer.zero_grad()
+        self.optimizer.param_groups[0]["lr"] = self.rate * rate_level(self.done, self.fleet.steps)
         losses = self.call("losses", self.fleet.draws)
         self.executor(dict(zip(self.fleet.family.terms, losses, strict=True))).backward()
         self.executor.step(self.optimizer)

@@ -19,9 +19,10 @@ from adaptive_loss.meta.evidence import ARMS
 from adaptive_loss.meta.families import families
 from adaptive_loss.meta.families.base import Family, Run, Tensors
 from adaptive_loss.meta.problems import Problem
-from adaptive_loss.meta.rollouts import behaviour, greedy_agent, law_beside, rollout
+from adaptive_loss.meta.rollouts import TRAINED, Rollout, behaviour, greedy_agent, law_beside, rollout
 from adaptive_loss.meta_controller import CLIMB, RULE
 from adaptive_loss.policy_files import read_policy, write_policy
+from adaptive_loss.rl.nudges import N_GLOBAL, N_TERM
 
 TINY = pretrain.Flags(
     rounds=2, runs=2, updates=6, validation=2, steps=50, families=("multitask", "vae"), jobs=1, patience=9
@@ -193,6 +194,22 @@ def test_a_family_whose_best_schedule_is_known_is_solved(tmp_path: Path) -> None
 def found(whole: list[float] | None, family: list[float] | None = None) -> dict:
     entries = {"all": whole, "vae": family or [-0.01, 0.1]}
     return {arm: {name: {"n": 2, "mean": 0.0, "interval95": ends} for name, ends in entries.items()} for arm in ARMS}
+
+
+def test_rewards_are_learned_in_their_familys_unit_which_the_first_round_sets() -> None:
+    training = pretrain.Training(0, ["pull"])
+    size, n_actions = N_GLOBAL + 2 * N_TERM, 6
+    seen, masks = torch.zeros(4, 2, size), torch.ones(4, 2, n_actions, dtype=torch.bool)
+
+    def round_of(rewards: list[list[float]]) -> Rollout:
+        return Rollout(seen, torch.ones(3, 2, dtype=torch.long), torch.tensor(rewards), masks, torch.zeros(2))
+
+    training.take_in("pull", round_of([[0.02, 0.0], [-0.02, 0.0], [0.08, 9.0]]))
+    assert training.units == {"pull": pytest.approx(0.02)}  # the lower median of .02, .02, .08 and 9
+    training.take_in("pull", round_of([[1.0, 1.0]] * 3))
+    assert training.units == {"pull": pytest.approx(0.02)}
+    stored = training.replays["pull"].state_dict()["columns"]["reward"].flatten()
+    assert float(stored.max()) <= TRAINED.dqn.n_step * pretrain.MOST_UNITS
 
 
 def test_rho_is_earned_by_the_whole_interval_and_never_at_one_familys_cost() -> None:

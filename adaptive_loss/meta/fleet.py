@@ -15,6 +15,8 @@ from adaptive_loss.meta.stacked_optimizer import StackedOptimizer
 from adaptive_loss.seeding import own_generator
 
 STEPS = 150
+FALL, LEAST_RATE = 0.3, 0.01
+"""The last part of a run, in which its learning rate falls in a straight line, and to what part of itself."""
 RIVAL = "rival."
 
 
@@ -33,6 +35,7 @@ class Fleet:
 
     Attributes:
         start: [rows, K] start weights, float64.
+        rate: [rows] learning rates, as they are until the last steps.
         norms: [rows] length of each row's last gradient.
         done: steps made.
 
@@ -88,13 +91,14 @@ class Fleet:
             losses: what :meth:`losses` gave for this step, where it was asked already.
         """
         live = self.losses() if losses is None else losses
+        level = rate_level(self.done, self.steps)
         gradients = torch.autograd.grad((weights.to(live) * live).sum(), self.optimizer.parameters)
         if self.rival is not None:
             loss = self._call("rival_loss", self.data, self._at(self.draws)).sum()
             rival_gradients = torch.autograd.grad(loss, self.rival.parameters)
-            self.rival.step(rival_gradients)
+            self.rival.step(rival_gradients, level)
         self.norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-        self.optimizer.step(gradients)
+        self.optimizer.step(gradients, level)
         self.done += 1
         return live.detach().double()
 
@@ -132,6 +136,17 @@ class Fleet:
 
     def _at(self, drawn: Tensors) -> dict[str, Tensor]:
         return {name: value[self.done] for name, value in drawn.items()}
+
+
+def rate_level(done: int, steps: int) -> float:
+    """The part of its learning rate that a run has after ``done`` of its steps.
+
+    Example:
+        >>> [round(rate_level(done, 101), 3) for done in (0, 70, 85, 100)]
+        [1.0, 1.0, 0.505, 0.01]
+    """
+    left = (steps - 1 - done) / (FALL * (steps - 1))
+    return min(1.0, LEAST_RATE + (1 - LEAST_RATE) * left)
 
 
 def draw_family(name: str, seed: int) -> Family:

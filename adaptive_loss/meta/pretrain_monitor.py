@@ -45,8 +45,8 @@ from adaptive_loss.utils.config import core_count
 PROG = "adaptive-loss pretrain monitor"
 FIRST = ("keep", "keep", "look_ahead", "random")
 LATER = ("exploring", "exploring", "exploring", "random")
-REWARD_SCALE = 10.0
-"""Rewards are thousandths of a nat; the networks learn ten times as much, which changes no decision."""
+MOST_UNITS = 10.0
+"""Greatest reward either way that is learned from, in its family's unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,7 @@ class Training:
     def __post_init__(self) -> None:
         self.agent = greedy_agent({}, seed=own_generator(self.seed, "pretrain monitor").initial_seed())
         self.replays: dict[str, Replay] = {}
+        self.units: dict[str, float] = {}
 
     @property
     def network(self) -> dict[str, Tensor]:
@@ -95,14 +96,20 @@ class Training:
         return {name: value.detach().clone() for name, value in self.agent.online.state_dict().items()}
 
     def take_in(self, family: str, found: Rollout) -> None:
-        """Store a problem's episodes, one after the other."""
+        """Store a problem's episodes, one after the other, rewards in the family's unit.
+
+        That is the median size of what a nudge was paid in the first round: families whose losses move much would drown
+        the others. No decision depends on it, as it is one for all actions of a family.
+        """
         _, runs, size = found.observations.shape
+        unit = self.units.setdefault(family, _usual_size(found.rewards))
+        rewards = (found.rewards / unit).clamp(-MOST_UNITS, MOST_UNITS)
         replay = self.replays.setdefault(family, self._replay(family, size, found.masks.shape[2]))
         last = len(found.actions) - 1
         for n in range(runs):
             for t in range(last + 1):
                 seen, then = found.observations[t, n], found.observations[t + 1, n]
-                reward = REWARD_SCALE * float(found.rewards[t, n])
+                reward = float(rewards[t, n])
                 replay.add(seen, int(found.actions[t, n]), reward, then, found.masks[t + 1, n], t == last, False)
 
     def _replay(self, family: str, size: int, n_actions: int) -> Replay:
@@ -119,7 +126,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything a later round depends on."""
         replays = {name: replay.state_dict() for name, replay in self.replays.items()}
-        return {"agent": self.agent.state_dict(), "replays": replays, "curve": self.curve}
+        return {"agent": self.agent.state_dict(), "replays": replays, "units": self.units, "curve": self.curve}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
@@ -128,7 +135,13 @@ class Training:
             sizes = (saved["columns"][column].shape[1] for column in ("obs", "next_mask"))
             self.replays[name] = self._replay(name, *sizes)
             self.replays[name].load_state_dict(saved)
-        self.curve = state["curve"]
+        self.units, self.curve = state["units"], state["curve"]
+
+
+def _usual_size(rewards: Tensor) -> float:
+    """The median of those that are not 0; 1 where all are."""
+    sizes = rewards[rewards != 0].abs()
+    return float(sizes.median()) if len(sizes) else 1.0
 
 
 def play(problems: Sequence[Problem], behaviours: tuple[str, ...], training: Training, flags: Flags) -> list[Rollout]:

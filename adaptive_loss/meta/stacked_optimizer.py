@@ -29,11 +29,11 @@ class StackedOptimizer:
         self.done = 0
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move all parameters."""
+    def step(self, gradients: Sequence[Tensor], level: float = 1.0) -> None:
+        """Move all parameters, with this part of the learning rates."""
         self.done += 1
         self.lost |= ~torch.stack([g.flatten(1).sum(1).isfinite() for g in gradients]).all(0)
-        rate, lost = torch.where(self.lost, 0.0, self.rate), bool(self.lost.any())
+        rate, lost = torch.where(self.lost, 0.0, level * self.rate), bool(self.lost.any())
         for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             if lost:
                 gradient = gradient.masked_fill(_beside(self.lost, gradient), 0.0)

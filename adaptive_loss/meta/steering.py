@@ -15,7 +15,7 @@ from adaptive_loss.guards import REACH
 from adaptive_loss.lookahead import Schedule
 from adaptive_loss.losses import Terms
 from adaptive_loss.meta.families.base import Family
-from adaptive_loss.meta.fleet import Fleet
+from adaptive_loss.meta.fleet import Fleet, rate_level
 from adaptive_loss.meta_controller import ControllerLaw, MetaController, Outlook, way
 from adaptive_loss.rl.nudges import MonitorConfig, Nudges
 from adaptive_loss.signals import Signals
@@ -130,8 +130,9 @@ def advance(fleet: Fleet, weights: Tensor, steered: Mapping[int, Steering], foll
     losses = fleet.losses()
     looked = next(iter(steered.values())).schedule.due(fleet.done, fleet.steps)
     found = fleet.products(losses) if looked else None
+    rates = (fleet.rate * rate_level(fleet.done, fleet.steps)).tolist()
     values = fleet.step(weights, losses)
-    norms, rates, ratios = fleet.norms.tolist(), fleet.rate.tolist(), torch.ones(len(fleet))
+    norms, ratios = fleet.norms.tolist(), torch.ones(len(fleet))
     contexts = []
     for row, steering in steered.items():
         look = None if found is None else Looked(found[0][row], float(found[1][row]))
