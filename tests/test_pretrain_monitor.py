@@ -19,7 +19,7 @@ from adaptive_loss.meta.evidence import ARMS
 from adaptive_loss.meta.families import families
 from adaptive_loss.meta.families.base import Family, Run, Tensors
 from adaptive_loss.meta.problems import Problem
-from adaptive_loss.meta.rollouts import TRAINED, Rollout, behaviour, greedy_agent, law_beside, rollout
+from adaptive_loss.meta.rollouts import Rollout, behaviour, greedy_agent, law_beside, rollout
 from adaptive_loss.meta_controller import CLIMB, RULE
 from adaptive_loss.policy_files import read_policy, write_policy
 from adaptive_loss.rl.nudges import N_GLOBAL, N_TERM
@@ -208,8 +208,8 @@ def test_rewards_are_learned_in_their_familys_unit_which_the_first_round_sets() 
     assert training.units == {"pull": pytest.approx(0.02)}  # the lower median of .02, .02, .08 and 9
     training.take_in("pull", round_of([[1.0, 1.0]] * 3))
     assert training.units == {"pull": pytest.approx(0.02)}
-    stored = training.replays["pull"].state_dict()["columns"]["reward"].flatten()
-    assert float(stored.max()) <= TRAINED.dqn.n_step * pretrain.MOST_UNITS
+    returns = training.replays["pull"].state_dict()["columns"]["ret"]
+    assert float(returns.max()) == pytest.approx(3 * pretrain.MOST_UNITS)  # 3 rewards of 50 units, each cut
 
 
 def test_rho_is_earned_by_the_whole_interval_and_never_at_one_familys_cost() -> None:
