@@ -202,7 +202,8 @@ def test_rewards_are_learned_in_their_familys_unit_which_the_first_round_sets() 
     seen, masks = torch.zeros(4, 2, size), torch.ones(4, 2, n_actions, dtype=torch.bool)
 
     def round_of(rewards: list[list[float]]) -> Rollout:
-        return Rollout(seen, torch.ones(3, 2, dtype=torch.long), torch.tensor(rewards), masks, torch.zeros(2))
+        finals = torch.zeros(2, 2)
+        return Rollout(seen, torch.ones(3, 2, dtype=torch.long), torch.tensor(rewards), masks, finals, finals[0])
 
     training.take_in("pull", round_of([[0.02, 0.0], [-0.02, 0.0], [0.08, 9.0]]))
     assert training.units == {"pull": pytest.approx(0.02)}  # the lower median of .02, .02, .08 and 9

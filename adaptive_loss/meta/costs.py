@@ -17,8 +17,11 @@ from adaptive_loss.meta_controller import CLIMB, ControllerLaw
 def log_finals(law: ControllerLaw | None, problem: Problem, steps: int = STEPS) -> list[float]:
     """log of each run's judged loss under a law (None: start weights held); a lost run's is 30."""
     fleet = Fleet(draw_family(problem.family, problem.draw), problem.seeds, steps)
-    finals = steer(fleet, law).double()
-    return finals.clamp_min(1e-30).log().nan_to_num(30.0, 30.0, -30.0).clamp(max=30.0).tolist()
+    if law is None:
+        fleet.finish(fleet.start)
+    else:
+        steer(fleet, law)
+    return fleet.log_judged().tolist()
 
 
 def differences(law: ControllerLaw, problem: Problem, steps: int = STEPS) -> list[float]:

@@ -96,9 +96,13 @@ class Episodes:
         return rewards + self.last_gain() if self.is_over else rewards
 
     def last_gain(self) -> Tensor:
-        """[N] log J_never − log J_nudged of the judged losses as they are now."""
-        judged = self.fleet.judged().double()
-        return _gain(judged[2 * self.n :], judged[: self.n])
+        """[N] log J_never − log J_nudged of the judged losses as they are now, clipped to ±1."""
+        nudged, never = self.finals()
+        return (never - nudged).clamp(-CLIP, CLIP)
+
+    def finals(self) -> Tensor:
+        """[2, N] log J of the nudged runs and of those never nudged."""
+        return self.fleet.log_judged().view(3, self.n)[[0, 2]]
 
     def _weights(self) -> Tensor:
         """[3N, K]; a fork follows its run's controller, so that all it lacks is the nudge."""

@@ -1,10 +1,12 @@
 """``adaptive-loss evidence``: what a policy's monitor wins over its controller alone, on runs that nothing has seen.
 
-Each held-out run is trained three times with the same data, initialisation, batches and start weights, under the
-controller alone and under the controller with the monitor; what is compared is the log of the final judged loss. Beside
-the monitor stand a random one, and the monitor with its observations shuffled, which would win as much if watching did
-not matter. ``--write`` sets ρ on the policy's card: 1 where the whole 95% interval of the gain over all families lies
-above 0 and no family's allows for harm of 5%, else 0. Look once: the held-out runs are the same every time.
+Each held-out run is trained with the same data, initialisation, batches and start weights under the controller alone
+and under the controller with the monitor; what is compared is the log of the final judged loss. Beside the monitor
+stand one that is bold (no lower bound), one that is shown what another run sees, which would win as much if watching
+did not matter, and a random one. ``--rivals`` trains the same runs in other ways too, tuned fixed weights among them,
+and says how much of what the wrong start weights cost each way wins back. ``--write`` sets ρ on the policy's card: 1
+where the whole 95% interval of the gain over all families lies above 0 and no family's allows for harm of 5%, else 0.
+Look once: the held-out runs are the same every time.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.fleet import STEPS
 from adaptive_loss.meta.problems import HELD_OUT_SEEDS, Problem, chosen_families, command_of, draw_problems, summarised
+from adaptive_loss.meta.rivals import RIVALS, one_thread_finals, overall, recovered
 from adaptive_loss.meta.rollouts import Network, law_beside, rollout
 from adaptive_loss.meta_controller import ControllerLaw
 from adaptive_loss.policy_files import POLICIES, TOLD, read_policy, write_policy
@@ -26,7 +29,7 @@ from adaptive_loss.utils.commands import command, command_line, parse
 from adaptive_loss.utils.config import core_count
 
 PROG = "adaptive-loss evidence"
-ARMS = {"monitor": "greedy", "shuffled": "shuffled", "random": "random"}
+ARMS = {"monitor": "greedy", "bold": "bold", "shuffled": "shuffled", "random": "random"}
 """Arm → behaviour on top of the controller; each is paired with the controller alone."""
 HARM = 0.05
 """Harm, in log J, that no family's interval may allow for."""
@@ -47,6 +50,8 @@ class Flags:
     """Draws of architecture and optimizer a family."""
     steps: int = STEPS
     """Length of the runs in optimizer steps."""
+    rivals: bool = False
+    """Train the held-out runs in other ways too, and tell what part of the gap to tuned weights each recovers."""
     write: bool = False
     """Set ρ on the card by what was found, and add the evidence to it."""
     output_dir: Path = Path("results/evidence")
@@ -56,22 +61,50 @@ class Flags:
 
 
 def measure(flags: Flags, network: Network, law: ControllerLaw) -> dict[str, dict[str, Any]]:
-    """Arm → family (or ``all``) → number of runs, mean gain in log J over the controller alone, interval."""
+    """Arm → family (or ``all``) → number of runs, mean gain in log J over the controller alone, interval.
+
+    With ``--rivals`` also ``recovered`` → arm → family (or ``all``) → what :func:`~adaptive_loss.meta.rivals.recovered`
+    and :func:`~adaptive_loss.meta.rivals.overall` say.
+    """
     from joblib import Parallel, delayed
 
-    names = chosen_families(flags.families)
-    problems = draw_problems(names, flags.runs, HELD_OUT_SEEDS, flags.draws)
+    problems = draw_problems(chosen_families(flags.families), flags.runs, HELD_OUT_SEEDS, flags.draws)
+    workers = Parallel(n_jobs=flags.jobs or core_count())
     todo = [(arm, problem) for arm in ARMS for problem in problems]
-    calls = (delayed(_gains)(problem, ARMS[arm], network, law, flags.steps) for arm, problem in todo)
-    found = Parallel(n_jobs=flags.jobs or core_count())(calls)
+    played: Any = workers(delayed(_played)(problem, ARMS[arm], network, law, flags.steps) for arm, problem in todo)
     groups: dict[str, dict[str, list[float]]] = {arm: {} for arm in ARMS}
-    for (arm, problem), gains in zip(todo, found, strict=True):  # pyright: ignore[reportArgumentType]
-        groups[arm].setdefault(problem.family, []).extend(gains)  # pyright: ignore[reportArgumentType]
-    return {arm: summarised(families) for arm, families in groups.items()}
+    finals: dict[str, dict[str, list[float]]] = {}
+    for (arm, problem), (gains, nudged, never) in zip(todo, played, strict=True):
+        groups[arm].setdefault(problem.family, []).extend(gains)
+        of_family = finals.setdefault(problem.family, {})
+        of_family.setdefault("full" if arm == "monitor" else arm, []).extend(nudged)
+        if arm == "monitor":
+            of_family.setdefault("controller_only", []).extend(never)
+    found = {arm: summarised(families) for arm, families in groups.items()}
+    if not flags.rivals:
+        return found
+    todo = [(name, problem) for name in RIVALS for problem in problems]
+    trained: Any = workers(delayed(one_thread_finals)(name, problem, flags.steps) for name, problem in todo)
+    for (name, problem), values in zip(todo, trained, strict=True):
+        finals[problem.family].setdefault(name, []).extend(values)
+    return {**found, "recovered": _recovered(finals)}
 
 
-def _gains(problem: Problem, behaviour: str, network: Network, law: ControllerLaw, steps: int) -> list[float]:
-    return rollout(problem, (behaviour,), network, law, steps).gains.tolist()
+def _played(
+    problem: Problem, behaviour: str, network: Network, law: ControllerLaw, steps: int
+) -> tuple[list[float], list[float], list[float]]:
+    found = rollout(problem, (behaviour,), network, law, steps)
+    nudged, never = found.finals.tolist()
+    return found.gains.tolist(), nudged, never
+
+
+def _recovered(finals: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+    by_family = {family: recovered(of_family) for family, of_family in finals.items()}
+    arms = next(iter(by_family.values()))
+    return {
+        arm: {"all": overall(finals, arm), **{family: found[arm] for family, found in by_family.items()}}
+        for arm in arms
+    }
 
 
 def earned(evidence: dict[str, dict[str, Any]]) -> float:
@@ -90,11 +123,22 @@ def earned(evidence: dict[str, dict[str, Any]]) -> float:
 def table(evidence: dict[str, dict[str, Any]]) -> str:
     """A line an arm and family."""
     lines = [f"{'arm':<10}{'family':<16}{'runs':>6}   gain over the controller alone, log J"]
-    for arm, families in evidence.items():
-        for family, entry in families.items():
+    for arm in ARMS:
+        for family, entry in evidence[arm].items():
             low, high = entry["interval95"] or (math.nan, math.nan)
             lines.append(f"{arm:<10}{family:<16}{entry['n']:>6}   {entry['mean']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    for arm, families in evidence.get("recovered", {}).items():
+        lines += ["", f"{arm}: part of the gap to tuned weights recovered; runs lost"]
+        lines += [_recovery_line(family, entry) for family, entry in families.items()]
     return "\n".join(lines)
+
+
+def _recovery_line(family: str, entry: dict[str, Any] | None) -> str:
+    if entry is None or entry["recovered"] is None:
+        return f"  {family:<16}no gap that is sure" + ("" if entry is None else f"; gain {entry['gain']:+.3f}")
+    low, high = entry["recovered95"] or (math.nan, math.nan)
+    lost = f"; {entry['lost']} lost" if "lost" in entry else ""
+    return f"  {family:<16}{entry['recovered']:+.2f} [{low:+.2f}, {high:+.2f}]{lost}"
 
 
 @command

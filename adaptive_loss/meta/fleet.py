@@ -18,6 +18,8 @@ STEPS = 150
 FALL, LEAST_RATE = 0.3, 0.01
 """The last part of a run, in which its learning rate falls in a straight line, and to what part of itself."""
 RIVAL = "rival."
+LOST = 30.0
+"""log J of a run that was lost, and the most that any run's may be."""
 
 
 class Fleet:
@@ -83,6 +85,10 @@ class Fleet:
         with torch.no_grad():
             return self._call("judged", self.data).masked_fill(lost, torch.inf)
 
+    def log_judged(self) -> Tensor:
+        """[rows] float64, log J of the final numbers, at most 30."""
+        return self.judged().double().clamp_min(1e-30).log().nan_to_num(LOST, LOST).clamp(max=LOST)
+
     def step(self, weights: Tensor, losses: Tensor | None = None) -> Tensor:
         """Train one step under ``weights``, [rows, K]; the losses' values, [rows, K] float64.
 
@@ -101,6 +107,11 @@ class Fleet:
         self.optimizer.step(gradients, level)
         self.done += 1
         return live.detach().double()
+
+    def finish(self, weights: Tensor) -> None:
+        """Train to the end under ``weights``, [rows, K], held."""
+        while self.done < self.steps:
+            self.step(weights)
 
     def products(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Gramians ⟨gᵢ, Pgⱼ⟩ of the terms' gradients and, last, the objective's, in the optimizer's metric.

@@ -35,13 +35,15 @@ class Rollout:
 
     Args:
         observations: [T + 1, N, D]; actions: [T, N]; rewards: [T, N]; masks: [T + 1, N, A].
-        gains: [N] log J_never − log J_nudged.
+        finals: [2, N] log J of the nudged runs and of those never nudged.
+        gains: [N] log J_never − log J_nudged, clipped.
     """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
     masks: Tensor
+    finals: Tensor
     gains: Tensor
 
 
@@ -68,20 +70,23 @@ def rollout(
     observations, masks, actions, rewards = [episodes.observations()], [episodes.masks()], [], []
     while not episodes.is_over:
         seen, allowed = observations[-1], masks[-1]
-        actions.append(torch.tensor([pick(seen[n], allowed[n]) for n, pick in enumerate(choose)]))
+        elsewhere = seen.roll(1, dims=0)
+        looked_at = [(elsewhere if name == "shuffled" else seen)[n] for n, name in enumerate(names)]
+        actions.append(torch.tensor([pick(looked_at[n], allowed[n]) for n, pick in enumerate(choose)]))
         rewards.append(episodes.act(actions[-1].tolist()))
         observations.append(episodes.observations())
         masks.append(episodes.masks())
     parts = (torch.stack(part) for part in (observations, actions, rewards, masks))
-    return Rollout(*parts, gains=episodes.last_gain())
+    return Rollout(*parts, finals=episodes.finals(), gains=episodes.last_gain())
 
 
 def behaviour(name: str, seed: int, network: Network | None = None) -> Choose:
     """How a run is nudged.
 
     ``keep`` never; ``random`` among what is allowed; ``look_ahead`` by the surest look-ahead; ``greedy`` by the
-    networks' lower bound over keep; ``exploring`` by their mean, and at random one time in five; ``shuffled`` greedy on
-    an observation whose entries have been mixed, by which a policy that does not look loses nothing.
+    networks' lower bound over keep; ``bold`` by their mean; ``exploring`` as that, and at random one time in five;
+    ``shuffled`` is greedy, and :func:`rollout` shows it what another run sees, by which a policy that does not look
+    loses nothing.
 
     Example:
         >>> behaviour("keep", 0)(torch.zeros(20), torch.ones(4, dtype=torch.bool))
@@ -95,19 +100,18 @@ def behaviour(name: str, seed: int, network: Network | None = None) -> Choose:
     if name == "look_ahead":
         return lambda seen, allowed: _best(look_ahead_prior(seen[None], 0.5)[0], allowed)
     agent = greedy_agent(network or {})
-    if name == "greedy":
+    if name in ("greedy", "shuffled"):
         return lambda seen, allowed: act(agent, seen, allowed)
-    if name == "shuffled":
-        return lambda seen, allowed: act(agent, seen[torch.randperm(len(seen), generator=dice)], allowed)
-    if name != "exploring":
+    if name not in ("bold", "exploring"):
         raise ValueError(f"there is no behaviour {name!r}")
+    explores = EXPLORES if name == "exploring" else 0.0
 
-    def exploring(seen: Tensor, allowed: Tensor) -> int:
-        if float(torch.rand((), generator=dice)) < EXPLORES:
+    def by_the_mean(seen: Tensor, allowed: Tensor) -> int:
+        if float(torch.rand((), generator=dice)) < explores:
             return _any(allowed, dice)
         return _best(agent.online(seen.expand(TRAINED.dqn.ensemble, 1, -1)).mean(0)[0], allowed)
 
-    return exploring
+    return by_the_mean
 
 
 def law_beside(folder: Path) -> ControllerLaw:

@@ -154,15 +154,10 @@ def move_together(controllers: Sequence[MetaController | None], contexts: Sequen
         controller.move(context, outlook, own)
 
 
-def steer(fleet: Fleet, law: ControllerLaw | None) -> Tensor:
-    """Train a fleet to its end under a law (None: under its start weights); [rows] the judged losses."""
-    if law is None:
-        for _ in range(fleet.steps - fleet.done):
-            fleet.step(fleet.start)
-        return fleet.judged()
+def steer(fleet: Fleet, law: ControllerLaw) -> None:
+    """Train a fleet to its end under a law."""
     starts = [dict(zip(fleet.family.terms, start, strict=True)) for start in fleet.start.tolist()]
     steered = {row: Steering(start, fleet.family, law, fleet.steps) for row, start in enumerate(starts)}
     for _ in range(fleet.steps - fleet.done):
         weights = torch.stack([steering.weights() for steering in steered.values()])
         advance(fleet, weights, steered, torch.arange(len(fleet)))
-    return fleet.judged()
