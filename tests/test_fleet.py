@@ -166,6 +166,15 @@ def test_a_nudge_is_paid_by_what_it_won_over_keeping_and_rests_afterwards() -> N
     assert episodes.masks()[:, lower].tolist() == [False, True]
 
 
+def test_without_forks_an_action_is_paid_by_the_objectives_own_fall() -> None:
+    episodes = Episodes(draw_family("multitask", 0), [1, 2], steps=60, forked=False)
+    before = episodes.fleet.objective().detach().double()
+    rewards = episodes.act([3, KEEP])
+    after = episodes.fleet.objective().detach().double()
+    fall = (before[:2] / after[:2]).log()
+    assert rewards.tolist() == pytest.approx((fall - fall.mean()).tolist(), abs=1e-5) and rewards[0] != 0
+
+
 class Scaled(VAEFamily):
     """All start weights eight times as large: the same ratios."""
 

@@ -25,7 +25,8 @@ class Episodes:
     batches until the next; row 2N + n is a run of its own that is never nudged. An action's reward is
     r = log L_keep − log L_action, of the objective on one draw of held-out data; at the end of the run
     log J_never − log J_nudged of the judged losses is added. Both are clipped to ±1, and neither changes with the
-    scale of the weights.
+    scale of the weights. Without forks, for comparison, it is the fall of log L since the last action, less its mean
+    over the N runs, and nothing is added.
 
     Attributes:
         steered: the N nudged runs' steerings.
@@ -36,6 +37,7 @@ class Episodes:
         law: the controller's, whose weights are nudged; None for start weights held.
         config: when to decide, and what a nudge is.
         steps: length of the runs.
+        forked: whether actions are paid by forks.
 
     Example:
         >>> from adaptive_loss.meta.fleet import draw_family
@@ -52,8 +54,9 @@ class Episodes:
         law: ControllerLaw | None = CLIMB,
         config: MonitorConfig = MonitorConfig(),
         steps: int = STEPS,
+        forked: bool = True,
     ) -> None:
-        self.n, self.config = len(seeds), config
+        self.n, self.config, self.forked = len(seeds), config, forked
         self.fleet = Fleet(family, seeds, steps, copies=3)
         self._nudged = torch.arange(self.n)
         self._never = self._nudged + 2 * self.n
@@ -84,14 +87,17 @@ class Episodes:
 
     def act(self, actions: Sequence[int]) -> Tensor:
         """Do one allowed action a run and train on until the next decision; the rewards, [N]."""
+        before = None if self.forked else self._objective()[: self.n]
         self.fleet.copy(self._nudged, self._nudged + self.n)
         self._kept = [steering.nudges.residual for steering in self.steered]
         for steering, action in zip(self.steered, actions, strict=True):
             steering.nudges.rest()
             steering.nudges.apply(int(action))
         self._train(min(self.every, self.fleet.steps - self.fleet.done))
-        with torch.no_grad():
-            found = self.fleet.objective().double()
+        found = self._objective()
+        if before is not None:
+            fall = _gain(before, found[: self.n])
+            return fall - fall.mean()
         rewards = _gain(found[self.n : 2 * self.n], found[: self.n])
         return rewards + self.last_gain() if self.is_over else rewards
 
@@ -103,6 +109,11 @@ class Episodes:
     def finals(self) -> Tensor:
         """[2, N] log J of the nudged runs and of those never nudged."""
         return self.fleet.log_judged().view(3, self.n)[[0, 2]]
+
+    @torch.no_grad()
+    def _objective(self) -> Tensor:
+        """[3N] on one draw of held-out data."""
+        return self.fleet.objective().double()
 
     def _weights(self) -> Tensor:
         """[3N, K]; a fork follows its run's controller, so that all it lacks is the nudge."""

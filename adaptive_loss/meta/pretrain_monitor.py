@@ -67,6 +67,8 @@ class Flags:
     """The stop rule: rounds in a row without a new best on them."""
     steps: int = STEPS
     """Length of the runs in optimizer steps."""
+    forks: bool = True
+    """Pay actions by paired forks; without, by the objective's own fall, to see what forks are worth."""
     families: tuple[str, ...] = ()
     """Families to train on, file names in adaptive_loss/meta/families; all that may be where none is named."""
     without: tuple[str, ...] = ()
@@ -150,7 +152,7 @@ def play(problems: Sequence[Problem], behaviours: tuple[str, ...], training: Tra
 
     network, law = training.network, law_beside(flags.output_dir)
     workers = Parallel(n_jobs=flags.jobs or core_count())
-    calls = (delayed(rollout)(problem, behaviours, network, law, flags.steps) for problem in problems)
+    calls = (delayed(rollout)(problem, behaviours, network, law, flags.steps, flags.forks) for problem in problems)
     return list(workers(calls))  # pyright: ignore[reportArgumentType, reportReturnType]
 
 

@@ -71,11 +71,18 @@ def command_of(prog: str, settings: Mapping[str, Any]) -> str:
     """The command that has these settings, those that are empty left out.
 
     Example:
-        >>> command_of("adaptive-loss pretrain monitor", {"seed": 0, "without": ["vae", "gan"], "families": []})
-        'adaptive-loss pretrain monitor --seed 0 --without vae gan'
+        >>> command_of("adaptive-loss pretrain monitor", {"seed": 0, "without": ["vae", "gan"], "forks": False})
+        'adaptive-loss pretrain monitor --seed 0 --without vae gan --no-forks'
     """
-    words = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in settings.items()}
-    return " ".join([prog, *(" ".join([f"--{n.replace('_', '-')}", *map(str, w)]) for n, w in words.items() if w)])
+    return " ".join([prog, *(words for name, value in settings.items() if (words := _flag(name, value)))])
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return " ".join([f"--{flag}", *map(str, values)]) if values else ""
 
 
 def summarised(groups: dict[str, list[float]]) -> dict[str, dict[str, Any]]:

@@ -53,6 +53,7 @@ def rollout(
     network: Network | None = None,
     law: ControllerLaw | None = CLIMB,
     steps: int = STEPS,
+    forked: bool = True,
 ) -> Rollout:
     """Play a problem's episodes; run n behaves as ``behaviours[n mod len]`` says, see :func:`behaviour`.
 
@@ -62,9 +63,10 @@ def rollout(
         network: trained parameters, for the behaviours that need some.
         law: of the controller below.
         steps: length of the runs.
+        forked: whether actions are paid by forks.
     """
     torch.set_num_threads(1)
-    episodes = Episodes(draw_family(problem.family, problem.draw), problem.seeds, law, TRAINED, steps)
+    episodes = Episodes(draw_family(problem.family, problem.draw), problem.seeds, law, TRAINED, steps, forked)
     names = [behaviours[n % len(behaviours)] for n in range(episodes.n)]
     choose = [behaviour(name, seed, network) for name, seed in zip(names, problem.seeds, strict=True)]
     observations, masks, actions, rewards = [episodes.observations()], [episodes.masks()], [], []
