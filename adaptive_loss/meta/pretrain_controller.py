@@ -21,8 +21,8 @@ from typing import Any
 
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.costs import one_thread_cost, one_thread_differences
-from adaptive_loss.meta.fleet import STEPS
-from adaptive_loss.meta.problems import HELD_OUT_SEEDS, command_of, draw_problems, families_to_train_on, summarised
+from adaptive_loss.meta.pretrain_flags import PretrainFlags
+from adaptive_loss.meta.problems import HELD_OUT_SEEDS, command_of, draw_problems, summarised
 from adaptive_loss.meta_controller import CLIMB, ControllerLaw
 from adaptive_loss.policy_files import write_policy
 from adaptive_loss.records import json_dump, write_atomic
@@ -49,11 +49,9 @@ HARM = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(PretrainFlags):
     """The flags of the controller's meta-training."""
 
-    seed: int = 0
-    """Seed of the search and of its runs."""
     generations: int = 16
     """Generations of the evolution strategy."""
     population: int = 12
@@ -62,16 +60,8 @@ class Flags:
     """Runs of each family a generation."""
     held_out: int = 4
     """Fresh runs of each family and of each of four draws, for the comparison at the end."""
-    steps: int = STEPS
-    """Length of the runs in optimizer steps."""
     sigma: float = 0.1
     """First step size of the search."""
-    families: tuple[str, ...] = ()
-    """Families to train on, file names in adaptive_loss/meta/families; all that may be where none is named."""
-    without: tuple[str, ...] = ()
-    """Families to leave out, to be judged on later."""
-    jobs: int = 0
-    """Processes; 0 is one a core."""
     output_dir: Path = Path("results/controller_policy")
     """Where controller.safetensors, controller.json and search.json go: a folder that --policy takes."""
 
@@ -111,7 +101,7 @@ def search(flags: Flags, names: Sequence[str]) -> tuple[ControllerLaw, list[floa
                 problems = draw_problems(names, flags.runs, (flags.seed * flags.generations + generation) * flags.runs)
                 calls = (delayed(one_thread_cost)(bounded(c), problems, flags.steps) for c in candidates)
                 kept.append([float(cost) for cost in workers(calls)])  # pyright: ignore
-                write_atomic(flags.output_dir / "search.json", json_dump({"settings": _settings(flags), "costs": kept}))
+                write_atomic(flags.output_dir / "search.json", json_dump({"settings": flags.settings(), "costs": kept}))
                 told = f"mean cost {statistics.fmean(kept[-1]):+.4f}, best {min(kept[-1]):+.4f}"
                 print(f"generation {generation + 1}/{flags.generations}: {told}", flush=True)
             strategy.tell(candidates, kept[generation])
@@ -128,14 +118,9 @@ def _kept(flags: Flags) -> list[list[float]]:
         theirs, costs = document["settings"], [[float(cost) for cost in costs] for costs in document["costs"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{file} is no search that can go on; move it away or choose another --output-dir") from None
-    if theirs != _settings(flags) or any(len(costs) != flags.population for costs in costs):
+    if theirs != flags.settings() or any(len(costs) != flags.population for costs in costs):
         raise UsageError(f"{file} is a search with other settings; choose another --output-dir")
     return costs
-
-
-def _settings(flags: Flags) -> dict[str, Any]:
-    told = {name: value for name, value in asdict(flags).items() if name not in ("output_dir", "jobs")}
-    return json.loads(json_dump(told))
 
 
 def compare_with_first(law: ControllerLaw, flags: Flags, names: Sequence[str]) -> dict[str, Any]:
@@ -170,8 +155,8 @@ def write(flags: Flags, found: ControllerLaw, curve: Sequence[float], evidence: 
         "found": asdict(found),
         "families": [name for name in evidence if name != "all"],
         "seeds": [flags.seed],
-        "made_by": command_of(PROG, _settings(flags)),
-        "settings": _settings(flags),
+        "made_by": command_of(PROG, flags.settings()),
+        "settings": flags.settings(),
         "cost_by_generation": list(curve),
         "evidence": {"log_ratio_to_the_first_law_on_fresh_runs": evidence},
     }
@@ -181,7 +166,7 @@ def write(flags: Flags, found: ControllerLaw, curve: Sequence[float], evidence: 
 def run(flags: Flags) -> int:
     """Search, compare, write the law with its card; the exit code."""
     _check(flags)
-    names = families_to_train_on(flags.families, flags.without)
+    names = flags.names
     law, curve = search(flags, names)
     evidence = compare_with_first(law, flags, names)
     write(flags, law, curve, evidence)
@@ -191,18 +176,10 @@ def run(flags: Flags) -> int:
 
 
 def _check(flags: Flags) -> None:
-    for name, least in (("generations", 2), ("population", 2), ("runs", 1), ("held_out", 1), ("steps", 20)):
-        if getattr(flags, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(flags, name)}; give at least {least}")
-    most = HELD_OUT_SEEDS // (flags.generations * flags.runs) - 1
-    if not 0 <= flags.seed <= most:
-        raise UsageError(f"--seed is {flags.seed}; give 0 to {most}, so that the held-out runs stay unseen")
+    least = {"generations": 2, "population": 2, "runs": 1, "held_out": 1, "steps": 20}
+    flags.check(least, seeds=HELD_OUT_SEEDS // max(flags.generations * flags.runs, 1))
     if not (math.isfinite(flags.sigma) and flags.sigma > 0):
         raise UsageError(f"--sigma is {flags.sigma}; give a finite number above 0")
-    if flags.jobs < 0:
-        raise UsageError(f"--jobs is {flags.jobs}; give 1 or more, or 0 for one a core")
-    if flags.output_dir.is_file():
-        raise UsageError(f"--output-dir {flags.output_dir} is a file; give a folder")
 
 
 @command

@@ -24,14 +24,13 @@ from torch import Tensor
 
 from adaptive_loss.checkpoint import FORMAT, load_file, save_file
 from adaptive_loss.errors import UsageError
-from adaptive_loss.meta.fleet import STEPS
+from adaptive_loss.meta.pretrain_flags import PretrainFlags
 from adaptive_loss.meta.problems import (
     HELD_OUT_SEEDS,
     VALIDATION_SEEDS,
     Problem,
     command_of,
     draw_problems,
-    families_to_train_on,
     summarised,
 )
 from adaptive_loss.meta.rollouts import TRAINED, Rollout, greedy_agent, law_beside, rollout
@@ -50,11 +49,9 @@ MOST_UNITS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(PretrainFlags):
     """The flags of the monitor's pre-training."""
 
-    seed: int = 0
-    """Seed of the networks and of the runs."""
     rounds: int = 12
     """Rounds of playing and learning."""
     runs: int = 16
@@ -65,16 +62,8 @@ class Flags:
     """Runs of each family on which every round is validated."""
     patience: int = 4
     """The stop rule: rounds in a row without a new best on them."""
-    steps: int = STEPS
-    """Length of the runs in optimizer steps."""
     forks: bool = True
     """Pay actions by paired forks; without, by the objective's own fall, to see what forks are worth."""
-    families: tuple[str, ...] = ()
-    """Families to train on, file names in adaptive_loss/meta/families; all that may be where none is named."""
-    without: tuple[str, ...] = ()
-    """Families to leave out, to be judged on later."""
-    jobs: int = 0
-    """Processes; 0 is one a core."""
     output_dir: Path = Path("results/monitor_policy")
     """Where monitor.safetensors, monitor.json, curve.json and state.pt go: a folder that --policy takes."""
 
@@ -190,7 +179,7 @@ def has_stalled(curve: Sequence[dict[str, Any]], patience: int) -> bool:
 def run(flags: Flags) -> int:
     """All rounds that are not done yet, then the policy; the exit code."""
     _check(flags)
-    training = Training(flags.seed, families_to_train_on(flags.families, flags.without))
+    training = Training(flags.seed, flags.names)
     state = flags.output_dir / "state.pt"
     if state.exists():
         _go_on(training, state, flags)
@@ -248,23 +237,14 @@ def _go_on(training: Training, state: Path, flags: Flags) -> None:
 
 
 def _settings(flags: Flags) -> dict[str, Any]:
-    told = {name: value for name, value in asdict(flags).items() if name not in ("output_dir", "jobs")}
-    told["law"] = asdict(law_beside(flags.output_dir))
-    return json.loads(json_dump(told))
+    return {**flags.settings(), "law": json.loads(json_dump(asdict(law_beside(flags.output_dir))))}
 
 
 def _check(flags: Flags) -> None:
-    least = {"rounds": 1, "runs": 1, "updates": 0, "validation": 2, "patience": 1, "steps": 40, "jobs": 0}
-    for name, number in least.items():
-        if getattr(flags, name) < number:
-            raise UsageError(f"--{name} is {getattr(flags, name)}; give at least {number}")
-    most = VALIDATION_SEEDS // (flags.rounds * flags.runs) - 1
-    if not 0 <= flags.seed <= most:
-        raise UsageError(f"--seed is {flags.seed}; give 0 to {most}, so that validation and held-out runs stay unseen")
+    least = {"rounds": 1, "runs": 1, "updates": 0, "validation": 2, "patience": 1, "steps": 40}
+    flags.check(least, seeds=VALIDATION_SEEDS // max(flags.rounds * flags.runs, 1))
     if flags.validation > HELD_OUT_SEEDS - VALIDATION_SEEDS:
         raise UsageError(f"--validation is {flags.validation}; give at most {HELD_OUT_SEEDS - VALIDATION_SEEDS}")
-    if flags.output_dir.is_file():
-        raise UsageError(f"--output-dir {flags.output_dir} is a file; give a folder")
 
 
 @command
