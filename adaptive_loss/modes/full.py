@@ -10,7 +10,5 @@ from adaptive_loss.modes.base import Mode
 
 @modes.register("full")
 def full() -> Mode:
-    """Controller and, on top of it, the monitor at full strength (ρ = 1), learning on from its policy's networks."""
-    return Mode(
-        lambda policy: (MetaController.from_policy(policy), LossMonitor.from_policy(policy, rho=1.0, online=True))
-    )
+    """Controller and, on top of it, the policy's monitor at full strength (ρ = 1), its trained networks frozen."""
+    return Mode(lambda policy: (MetaController.from_policy(policy), LossMonitor.from_policy(policy, rho=1.0)))
