@@ -13,6 +13,8 @@ from torch import Tensor
 
 from adaptive_loss.gradients import Gramians, LookAhead
 
+Array = NDArray[np.float64]
+
 VERSION = 1
 """Changes whenever a feature changes its meaning, so that a policy trained on other signals is refused."""
 
@@ -273,17 +275,13 @@ class Recall:
 
     def __init__(self, gramians: Tensor) -> None:
         self.gramians = Gramians(gramians)
-        age = np.arange(gramians.shape[-3] - 1, -1, -1)
-        self.part = (1 - _GAIN) * _GAIN ** age[:, None] * ~self.gramians.absent
+        self.part = (1 - _GAIN) * _GAIN ** np.arange(gramians.shape[-3] - 1, -1, -1)
 
-    def at(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Trust and share at ``weights``, each [..., K]."""
-        gains = self.gramians.slopes(weights)
-        gains = gains if self.gramians.all_there else np.nan_to_num(gains)
-        weighted = self.part * gains
-        root = np.sqrt((weighted * gains).sum(-2))
-        trust = weighted.sum(-2) / np.maximum(root, _ROUNDING)
-        return trust.clip(-1, 1), self.gramians.shares(weights)
+    def at(self, weights: Array) -> tuple[Array, Array]:
+        """Trust and share at ``weights``, each [..., K]; the parts sum to less than 1, so no trust lies beyond ±1."""
+        gains, share = self.gramians.at(weights)
+        root = np.sqrt((gains * gains) @ self.part)
+        return gains @ self.part / np.maximum(root, _ROUNDING), share
 
 
 def log_ratio(top: float, bottom: float) -> float:
