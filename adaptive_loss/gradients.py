@@ -23,6 +23,7 @@ Gradient = Sequence[Tensor | None]
 
 _CANCELLED = 1e-12
 """⟨G, PG⟩ below this part of (Σᵢ‖vᵢ‖_P)² is rounding noise of float32 products: the terms cancel, and G is none."""
+_TINY = 1e-300
 
 
 def leaves(root: Tensor) -> list[Tensor]:
@@ -174,7 +175,7 @@ class TermGradients:
     def cosines(self) -> Tensor:
         """[K, K] cosines, 0 with a gradient that is 0."""
         norms = self.norms
-        return self.gramian / (norms * norms[:, None]).clamp_min(1e-300)
+        return self.gramian / (norms * norms[:, None]).clamp_min(_TINY)
 
 
 @dataclass(frozen=True)
@@ -228,9 +229,9 @@ def look_ahead(products: Tensor, weights: Tensor, base: int | None, objective: f
     reference, reference_norm = (along, whole_norm) if base is None else (terms[base], float(norms[base]))
     return LookAhead(
         gain=gain,
-        cos_base=reference / (norms * reference_norm).clamp_min(1e-300),
-        cos_probe=to_probe / (norms * probe_norm).clamp_min(1e-300),
-        share=norms / norms.sum().clamp_min(1e-300),
+        cos_base=reference / (norms * reference_norm).clamp_min(_TINY),
+        cos_probe=to_probe / (norms * probe_norm).clamp_min(_TINY),
+        share=norms / norms.sum().clamp_min(_TINY),
         objective=objective,
         products=products,
     )
@@ -255,41 +256,52 @@ def slopes(products: Tensor, weights: Tensor) -> Tensor:
         >>> slopes(A, torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()  # term 0 alone is all that serves
         [[0.0, 0.0]]
     """
-    return torch.from_numpy(Gramians(products).slopes(weights.numpy()))
+    gramians = Gramians(products)
+    found, _ = gramians.at(weights.numpy())
+    return torch.from_numpy(np.where(gramians.absent, math.nan, found.T))
 
 
 class Gramians:
     """M Gramians, made ready to be asked for :func:`slopes` at one weight after another.
 
-    In NumPy, whose calls cost less on arrays so small: a controller asks eight times a look-ahead.
+    In NumPy, whose calls cost less on arrays so small: a controller asks eight times a look-ahead. It is calls that
+    cost, not numbers, and most where shapes differ: all that is linear in the weights is one product, and the M
+    look-aheads lie along the last axis.
 
     Args:
         products: [..., M, K+1, K+1] float64 as for :func:`slopes`; those of several runs may be asked at once.
+
+    Attributes:
+        absent: [..., M, K] bool.
     """
 
     def __init__(self, products: Tensor) -> None:
-        given = products.numpy()
-        self.absent = np.isnan(np.diagonal(given, axis1=-2, axis2=-1)[..., :-1])
-        self.all_there = not self.absent.any()
-        known = given if self.all_there else np.nan_to_num(given)
+        known = products.numpy()
+        self.absent = np.isnan(np.diagonal(known, axis1=-2, axis2=-1)[..., :-1])
+        if self.absent.any():
+            known = np.nan_to_num(known)
         norms = np.sqrt(np.maximum(np.diagonal(known, axis1=-2, axis2=-1), 0.0))
-        self.terms, self.to_probe, self.norms = known[..., :-1, :-1], known[..., :-1, -1], norms[..., :-1]
-        self.scale = np.maximum(self.norms * norms[..., -1:], 1e-300)
+        # A's rows, of which the last is the probe's, and one more that gives Σᵢ‖vᵢ‖_P.
+        rows = np.concatenate((known[..., :-1].swapaxes(-3, -2), norms[..., None, :, :-1]), axis=-3)
+        *runs, height, looks, terms = rows.shape
+        self._shape, self._rows = rows.shape[:-1], rows.reshape(*runs, height * looks, terms)
+        self._newest = norms[..., -1, :-1]
+        self._to_probe = known[..., :-1, -1].swapaxes(-2, -1).copy()
+        self._scale = np.maximum(norms[..., :-1] * norms[..., -1:], _TINY).swapaxes(-2, -1).copy()
 
-    def slopes(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[..., M, K] h̃ at ``weights``, [..., K]; NaN for absent terms."""
-        beside = weights[..., None, :]
-        along = (self.terms @ beside[..., None])[..., 0]
-        whole = (along * beside).sum(-1)
-        cancelled = whole <= _CANCELLED * (self.norms * beside).sum(-1) ** 2
-        part = np.where(cancelled, 0.0, (self.to_probe * beside).sum(-1) / np.where(cancelled, 1.0, whole))
-        found = (self.to_probe - along * part[..., None]) / self.scale
-        return found if self.all_there else np.where(self.absent, math.nan, found)
+    def at(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What they say at ``weights``, [..., K].
 
-    def shares(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[..., K] lengths ‖wᵢgᵢ‖_P of the newest, as shares of their sum."""
-        lengths = weights * self.norms[..., -1, :]
-        return lengths / np.maximum(lengths.sum(-1, keepdims=True), 1e-300)
+        Returns:
+            [..., K, M] h̃, 0 for absent terms, and [..., K] lengths ‖wᵢgᵢ‖_P of the newest, as shares of their sum.
+        """
+        found = (self._rows @ weights[..., None]).reshape(self._shape)
+        along, probe, lengths = found[..., :-2, :], found[..., -2, :], found[..., -1, :]
+        whole = (weights[..., None, :] @ along)[..., 0, :]
+        there = whole > _CANCELLED * lengths * lengths
+        part = probe * there / np.maximum(whole, _TINY)
+        slopes = (self._to_probe - along * part[..., None, :]) / self._scale
+        return slopes, weights * self._newest / np.maximum(lengths[..., -1:], _TINY)
 
 
 def length_ratio(products: Tensor, before: Tensor, after: Tensor) -> float:

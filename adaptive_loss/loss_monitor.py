@@ -19,7 +19,7 @@ from adaptive_loss.parallel import first_decides
 from adaptive_loss.policy_files import POLICIES, check_like, read_policy, refusing
 from adaptive_loss.rl.dqn import DQN
 from adaptive_loss.rl.forecast_gate import ForecastGate
-from adaptive_loss.rl.networks import stack
+from adaptive_loss.rl.networks import equivariant_values, in_numpy, stack
 from adaptive_loss.rl.nudges import KEEP, N_GLOBAL, N_TERM, MonitorConfig, Nudges, new_network
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.signals import log_ratio
@@ -118,6 +118,11 @@ class LossMonitor(Modulator):
         if self.network is not None:
             self.agent.online.load_state_dict(self.network)
             self.agent.target.load_state_dict(self.network)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Have networks that do not learn at hand in the form that costs the least to ask."""
+        self._frozen = in_numpy(self.agent.online) if self.frozen else None
 
     @property
     def identity(self) -> str:
@@ -172,7 +177,9 @@ class LossMonitor(Modulator):
         return [self._event(context, what, before)]
 
     def _choose(self, observation: Tensor, mask: Tensor) -> int:
-        return self.agent.act(observation, mask, explore=not self.frozen)
+        if self._frozen is None:
+            return self.agent.act(observation, mask)
+        return self.agent.greedy(equivariant_values(self._frozen, observation.numpy()), mask)
 
     def _learn(self, observation: Tensor, mask: Tensor, objective: float | None, over: bool) -> None:
         """Store the transition that ends here and learn from the replay."""
@@ -244,6 +251,7 @@ class LossMonitor(Modulator):
         self.before = None if state["before"] is None else (state["before"][0].clone(), state["before"][1])
         self.rewards, self.reward_mean, self.reward_square = state["rewards"]
         self.agent.load_state_dict(state["agent"])
+        self._freeze()
 
 
 class RandomMonitor(LossMonitor):

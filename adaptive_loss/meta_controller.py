@@ -191,61 +191,58 @@ class MetaController(Modulator):
 
     def move(self, context: Context, outlook: Outlook, way: Array) -> list[Event]:
         """Go ``way``, [K] nats, and say so."""
-        before = self.log_gain
-        moved = before + torch.from_numpy(way)
-        moved = torch.where(self.terms.movable & context.on, moved, before).clamp(-REACH, REACH)
-        self.log_gain, self.last_action = moved, context.step
-        change = (moved - before).tolist()
-        if not any(change):
+        before = outlook.gained
+        moved = np.where(outlook.movable, before + way, before).clip(-REACH, REACH)
+        self.log_gain, self.last_action = torch.from_numpy(moved), context.step
+        change = moved - before
+        if not change.any():
             return []
         if outlook.looked and self.law.climbs and context.rescale is not None:
-            context.rescale(self._length_ratio(context, moved - before))
+            context.rescale(self._length_ratio(context, torch.from_numpy(change)))
         details = {
-            "change": dict(zip(self.terms.names, change, strict=True)),
+            "change": dict(zip(self.terms.names, change.tolist(), strict=True)),
             "trust": dict(zip(self.terms.names, context.signals.trust.tolist(), strict=True)),
         }
         return [Event(context.step, "controller", "look-ahead" if outlook.looked else "epoch", details)]
 
     def _outlook(self, context: Context, looked: bool) -> Outlook:
-        signals, nothing = context.signals, np.zeros(len(self.log_gain))
+        signals, law, nothing = context.signals, self.law, np.zeros(len(self.terms.names))
         first = nothing
         if looked and signals.look_aheads == 1:
             first = first - self._calibration(context)
         if looked:
             first = first - self._welcome(context)
+        asks = looked and law.climbs and len(signals.gramians) > 0
         return Outlook(
             looked=looked,
             base=self.terms.base_index,
-            gramians=signals.gramians if looked and self.law.climbs and len(signals.gramians) else None,
+            gramians=signals.gramians if asks else None,
             first=first,
             weights=context.weights.numpy(),
             gained=self.log_gain.numpy(),
-            movable=(self.terms.movable & context.on).numpy(),
-            trust=signals.trust.numpy() if looked else nothing,
-            share=signals.share.numpy() if looked else nothing,
-            gain=np.array([self._gain(context)]),
-            linear=self._linear(context),
+            movable=self.terms.movable.numpy() & context.on.numpy(),
+            trust=signals.trust.numpy() if looked and not asks else nothing,
+            share=signals.share.numpy() if looked and not asks else nothing,
+            gain=nothing + law.gain + _along(law.trust, context),
+            linear=nothing + self._linear(context),
             step=self._by_age(context, "step"),
             band=self._by_age(context, "band"),
         )
 
-    def _gain(self, context: Context) -> float:
-        return self.law.gain + float(context.signals.global_features()[_PROGRESS] @ _vector(self.law.trust))
-
-    def _linear(self, context: Context) -> Array:
+    def _linear(self, context: Context) -> Array | float:
         law, progress = self.law, min(1.0, context.signals.progress or 0.0)
-        if not any((*law.features, *law.late_features, *law.drift)):  # then they need not be made
-            return np.zeros(len(self.terms.names))
+        drift = _along(law.drift, context)
+        if not any((*law.features, *law.late_features)):  # then they need not be made
+            return drift
         terms = context.signals.term_features(context.weights, context.weights, context.start)
-        drift = float(context.signals.global_features()[_PROGRESS] @ _vector(law.drift))
         return (terms @ (_vector(law.features) + progress * _vector(law.late_features)) + drift).numpy()
 
     def _by_age(self, context: Context, what: Literal["step", "band"]) -> Array:
         """[K] the early one for terms that have been there no longer than the early look-aheads take, else the late."""
         # The clock has moved on since the look-ahead of the step before.
-        is_early = context.step - 1 - context.signals.arrivals <= self.schedule.edge(self.total_steps)
+        is_early = context.step - 1 - context.signals.arrivals.numpy() <= self.schedule.edge(self.total_steps)
         early, late = (getattr(self.law, f"{age}_{what}") for age in ("early", "late"))
-        return np.where(is_early.numpy(), early, late)
+        return np.where(is_early, early, late)
 
     def _length_ratio(self, context: Context, change: Tensor) -> float:
         """By how much the move makes the whole gradient longer; without a base the weights keep their sum."""
@@ -254,11 +251,14 @@ class MetaController(Modulator):
             after = after * (before.sum() / after.sum())
         return length_ratio(context.signals.gramians[-1], before, after)
 
-    def _welcome(self, context: Context) -> Array:
+    def _welcome(self, context: Context) -> Array | float:
         """[K] nats by which a gradient is longer than the base's: of a term that came in mid-run, at its first look."""
-        new = context.present & ~self.met & (context.signals.arrivals > 0)
+        new = context.present.numpy() & ~self.met.numpy()
+        if not new.any():
+            return 0.0
         self.met = self.met | context.present
-        return np.where((new & self.law.climbs).numpy(), self._excess(context).clip(0), 0.0)
+        late = new & (context.signals.arrivals > 0).numpy()
+        return np.where(late & self.law.climbs, self._excess(context).clip(0), 0.0)
 
     def _calibration(self, context: Context) -> Array:
         return self.law.calibration * self._excess(context)
@@ -293,7 +293,7 @@ class Outlook:
         weights, gained: applied weights, and log-gains so far.
         movable: bool, the terms that may move now.
         trust, share: of the look-aheads, where they are not asked anew; 0 without any.
-        gain: [1] what a trust counts for.
+        gain: what a trust counts for.
         linear: what the features add.
         step, band: δ and τ, by the term's age.
     """
@@ -327,24 +327,47 @@ class Outlook:
 
 def way(law: ControllerLaw, outlook: Outlook) -> Array:
     """[K] or [N, K] nats that a law moves the log-weights by."""
-    recall = None if outlook.gramians is None else Recall(outlook.gramians)
-    gone, rounds = outlook.first, _ROUNDS if law.climbs else 1
-    for _ in range(rounds):
+    gone, push = outlook.first, _Push(law, outlook)
+    for _ in range(push.rounds):
         gone = gone.clip(-REACH, REACH)
-        evidence = (outlook.trust, outlook.share) if recall is None else recall.at(outlook.weights * np.exp(gone))
-        gone = gone + outlook.step / rounds * _urge(law, outlook, gone, *evidence)
+        part = push.after(gone)
+        if not part.any():  # asked again, it would say the same
+            break
+        gone = gone + part
     return gone
 
 
-def _urge(law: ControllerLaw, outlook: Outlook, gone: Array, trust: Array, share: Array) -> Array:
-    """b(xᵢ) of the law, after a part ``gone`` of this move, in nats."""
-    base, may_rise = outlook.base, outlook.movable
-    if base is not None:
-        outgrown = share > share[..., base, None]
-        trust = np.where(outgrown, trust - law.against_base * trust[..., base, None], trust)
-        may_rise = may_rise & ~(outgrown & (outlook.gained + gone >= 0)) if law.climbs else may_rise
-    urge = _beyond(trust * outlook.gain + outlook.linear, outlook.band)
-    return np.where(may_rise | outlook.movable & (urge < 0), urge, 0.0)
+class _Push:
+    """δ·b(xᵢ) of the law, part by part; what is the same for every part is made once, as calls are what costs.
+
+    b(x) = clip((x − clip(x, −τ, τ))/(1 − τ), −1, 1), with a limit of 0 instead for a term that may not rise, or move.
+    """
+
+    def __init__(self, law: ControllerLaw, outlook: Outlook) -> None:
+        self.law, self.outlook = law, outlook
+        self.rounds = _ROUNDS if law.climbs else 1
+        self.recall = None if outlook.gramians is None else Recall(outlook.gramians)
+        self.step, self.least = outlook.step / self.rounds, -1.0 * outlook.movable
+        self.low_band, self.beyond_band = -outlook.band, 1 - outlook.band
+        self.to_start = -outlook.gained
+
+    def after(self, gone: Array) -> Array:
+        """[K] or [N, K] the next part, where ``gone`` nats of this move are behind."""
+        law, outlook = self.law, self.outlook
+        base, may_rise = outlook.base, outlook.movable
+        trust, share = self._evidence(gone)
+        if base is not None:
+            outgrown = share > share[..., base, None]
+            trust = trust - law.against_base * trust[..., base, None] * outgrown
+            may_rise = may_rise & ~(outgrown & (gone >= self.to_start)) if law.climbs else may_rise
+        urge = trust * outlook.gain + outlook.linear
+        beyond = (urge - urge.clip(self.low_band, outlook.band)) / self.beyond_band
+        return self.step * beyond.clip(self.least, may_rise)
+
+    def _evidence(self, gone: Array) -> tuple[Array, Array]:
+        if self.recall is None:
+            return self.outlook.trust, self.outlook.share
+        return self.recall.at(self.outlook.weights * np.exp(gone))
 
 
 def _blind(context: Context) -> bool:
@@ -352,9 +375,9 @@ def _blind(context: Context) -> bool:
     return context.objective is None or context.signals.look_aheads == 0
 
 
-def _beyond(urge: Array, band: Array) -> Array:
-    """b(x) = sign(x)·clip((|x| − τ)/(1 − τ), 0, 1)."""
-    return np.sign(urge) * ((np.abs(urge) - band) / (1 - band)).clip(0, 1)
+def _along(drift: tuple[float, ...], context: Context) -> float:
+    """⟨drift, π⟩, π being the features of progress, which need not be made for a drift of 0."""
+    return float(context.signals.global_features()[_PROGRESS] @ _vector(drift)) if any(drift) else 0.0
 
 
 def _vector(values: tuple[float, ...]) -> Tensor:

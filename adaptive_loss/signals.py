@@ -13,6 +13,8 @@ from torch import Tensor
 
 from adaptive_loss.gradients import Gramians, LookAhead
 
+Array = NDArray[np.float64]
+
 VERSION = 1
 """Changes whenever a feature changes its meaning, so that a policy trained on other signals is refused."""
 
@@ -78,7 +80,8 @@ class Average:
     @property
     def mean(self) -> Tensor:
         """The averages, NaN where no value has come yet."""
-        return self.sum / self.weight
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(self.sum.numpy() / self.weight.numpy())
 
 
 class Signals:
@@ -192,37 +195,40 @@ class Signals:
     @property
     def trust(self) -> Tensor:
         """[K] tᵢ in [−1, 1]: how steadily the look-aheads say that term i deserves more weight."""
-        return (self.gain / self.gain_square.sqrt().clamp_min(1e-300)).clamp(-1, 1)
+        root = np.sqrt(self.gain_square.numpy())
+        return torch.from_numpy((self.gain.numpy() / np.maximum(root, 1e-300)).clip(-1.0, 1.0))
 
     @property
     def t_statistic(self) -> Tensor:
         """[K] t of the look-aheads' mean: m/√((EMA(h̃²) − m²)/n), n = 9 the effective number behind decay 0.8."""
         effective = (1 + _GAIN) / (1 - _GAIN)
-        variance = (self.gain_square - self.gain**2).clamp_min(1e-300)
-        return self.gain / (variance / effective).sqrt()
+        mean = self.gain.numpy()
+        variance = np.maximum(self.gain_square.numpy() - mean * mean, 1e-300)
+        return torch.from_numpy(mean / np.sqrt(variance / effective))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def term_features(self, weights: Tensor, set_point: Tensor, start: Tensor) -> Tensor:
         """[K, 9] in the order of ``TERM_FEATURES``, clipped to ±5; 0 where nothing is known yet. Arguments are [K]."""
-        fast, slow, square = self.averages.mean[: 3 * self.n_terms].view(3, -1)
-        spread = (square - slow**2).clamp_min(0).sqrt()
-        log_weights = _safe_log(weights)
+        fast, slow, square = self.averages.mean.numpy()[: 3 * self.n_terms].reshape(3, -1)
+        spread = np.sqrt(np.maximum(square - slow * slow, 0))
+        to_slow, to_first = self._ratios(np.array((fast, slow, self.first.numpy())), spread)
+        log_weights = _safe_log(np.array((weights.numpy(), set_point.numpy(), start.numpy())))
         columns = (
-            self._ratio(fast, slow, spread),
-            self._ratio(slow, self.first, spread) / 5,
-            spread.clamp_min(_TINY).log() - slow.abs().clamp_min(_TINY).log(),
-            self.share.clamp_min(1e-12).log(),
-            self.cos_base,
-            self.cos_probe,
-            self.trust,
-            log_weights - _safe_log(set_point),
-            log_weights - _safe_log(start),
+            to_slow,
+            to_first / 5,
+            _log(spread) - _log(np.abs(slow)),
+            np.log(np.maximum(self.share.numpy(), 1e-12)),
+            self.cos_base.numpy(),
+            self.cos_probe.numpy(),
+            self.trust.numpy(),
+            *(log_weights[0] - log_weights[1:]),
         )
-        return torch.stack(columns, dim=1).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
+        return torch.from_numpy(_bounded(np.array(columns)).T)
 
     def global_features(self) -> Tensor:
         """[11] in the order of ``GLOBAL_FEATURES``, clipped to ±5; 0 where nothing is known yet."""
         progress = self.progress or 0.0
-        mean_norm, clip_rate = self.averages.mean[-2:].tolist()
+        mean_norm, clip_rate = self.averages.mean.numpy()[-2:].tolist()
         values = [math.tanh(10 * (progress - centre)) for centre in _PROGRESS_CENTRES]
         values += [
             10 * self.probe_slope,
@@ -231,15 +237,18 @@ class Signals:
             clip_rate,
             log_ratio(self.rate, self.first_rate),
         ]
-        return torch.tensor(values, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0).clamp(-_CLIP, _CLIP)
+        return torch.from_numpy(_bounded(np.array(values)))
 
-    def _ratio(self, top: Tensor, bottom: Tensor, spread: Tensor) -> Tensor:
-        log = top.clamp_min(_TINY).log() - bottom.clamp_min(_TINY).log()
-        if not self.signed.any():
-            return log
+    def _ratios(self, levels: Array, spread: Array) -> Array:
+        """[n − 1, K] log-ratios of each of n levels, [n, K], to the next; of a signed term differences in spreads."""
+        logs = _log(levels)
+        ratios = logs[:-1] - logs[1:]
+        signed = self.signed.numpy()
+        if not signed.any():
+            return ratios
         # A constant loss differs from its average by rounding alone, which must not count as many spreads.
-        spread = torch.maximum(spread, 1e-12 * bottom.abs()).clamp_min(_TINY)
-        return torch.where(self.signed, (top - bottom) / spread, log)
+        least = np.maximum(np.maximum(spread, 1e-12 * np.abs(levels[1:])), _TINY)
+        return np.where(signed, (levels[:-1] - levels[1:]) / least, ratios)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and numbers."""
@@ -273,17 +282,13 @@ class Recall:
 
     def __init__(self, gramians: Tensor) -> None:
         self.gramians = Gramians(gramians)
-        age = np.arange(gramians.shape[-3] - 1, -1, -1)
-        self.part = (1 - _GAIN) * _GAIN ** age[:, None] * ~self.gramians.absent
+        self.part = (1 - _GAIN) * _GAIN ** np.arange(gramians.shape[-3] - 1, -1, -1)
 
-    def at(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Trust and share at ``weights``, each [..., K]."""
-        gains = self.gramians.slopes(weights)
-        gains = gains if self.gramians.all_there else np.nan_to_num(gains)
-        weighted = self.part * gains
-        root = np.sqrt((weighted * gains).sum(-2))
-        trust = weighted.sum(-2) / np.maximum(root, _ROUNDING)
-        return trust.clip(-1, 1), self.gramians.shares(weights)
+    def at(self, weights: Array) -> tuple[Array, Array]:
+        """Trust and share at ``weights``, each [..., K]; the parts sum to less than 1, so no trust lies beyond ±1."""
+        gains, share = self.gramians.at(weights)
+        root = np.sqrt((gains * gains) @ self.part)
+        return gains @ self.part / np.maximum(root, _ROUNDING), share
 
 
 def log_ratio(top: float, bottom: float) -> float:
@@ -295,8 +300,18 @@ def log_ratio(top: float, bottom: float) -> float:
     return (top - bottom) / max(abs(top), abs(bottom), 1e-30)
 
 
-def _safe_log(weights: Tensor) -> Tensor:
-    return torch.where(weights > 0, weights, torch.ones_like(weights)).log()
+def _log(sizes: Array) -> Array:
+    return np.log(np.maximum(sizes, _TINY))
+
+
+def _safe_log(weights: Array) -> Array:
+    """Their logs, 0 for weights of 0."""
+    return np.log(np.where(weights > 0, weights, 1.0))
+
+
+def _bounded(features: Array) -> Array:
+    """The features clipped to ±5, 0 where they are not finite."""
+    return np.where(np.isfinite(features), features, 0.0).clip(-_CLIP, _CLIP)
 
 
 def _pack(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -153,6 +154,23 @@ def test_frozen_it_never_reads_the_objective() -> None:
         here = torch.ones(3, dtype=torch.bool)
         monitor.after_step(Context(step, here, signals, ones, ones, objective=lambda: pytest.fail("read")))
     assert monitor.suggestions
+
+
+def test_frozen_it_chooses_as_its_agent_would_also_by_networks_that_a_state_brings() -> None:
+    def bound(seed: int) -> LossMonitor:
+        monitor = LossMonitor(network=networks(seed=seed))
+        monitor.bind(Terms(WEIGHTS, "fit"), 100, 0)
+        return copy.deepcopy(monitor)
+
+    monitor, saved, dice = bound(0), bound(1).state_dict(), torch.Generator().manual_seed(0)
+    mask, chosen = torch.ones(6, dtype=torch.bool), set()
+    for _ in range(2):
+        seen = torch.randn(40, 11 + 2 * 9, generator=dice)
+        actions = [monitor._choose(one, mask) for one in seen]
+        assert actions == [monitor.agent.act(one, mask, explore=False) for one in seen]
+        chosen |= set(actions)
+        monitor.load_state_dict(saved)
+    assert len(chosen) > 2
 
 
 def test_where_the_networks_disagree_it_keeps() -> None:

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adaptive_loss.rl.networks import MLPQ, EquivariantQ, StackedLinear, dueling_values, stack
+from adaptive_loss.rl.networks import (
+    MLPQ,
+    EquivariantQ,
+    StackedLinear,
+    dueling_values,
+    equivariant_values,
+    in_numpy,
+    stack,
+)
 
 G, F = 4, 3
 
@@ -123,6 +131,17 @@ def test_stacked_networks_equal_the_networks_one_by_one(make: Callable[[], nn.Mo
     torch.testing.assert_close(together(inputs), alone, atol=1e-6, rtol=1e-5)
     one = sum(parameter.numel() for parameter in members[0].parameters())
     assert sum(parameter.numel() for parameter in together.parameters()) == 3 * one
+
+
+@settings(max_examples=30, deadline=None)
+@given(members=st.integers(1, 5), terms=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_in_numpy_a_stack_says_what_it_says_in_pytorch(members: int, terms: int, seed: int):
+    together = stack([lively(EquivariantQ(G, F), seed + member) for member in range(members)])
+    observation = torch.randn(G + terms * F, generator=torch.Generator().manual_seed(seed))
+    values = equivariant_values(in_numpy(together), observation.numpy())
+    with torch.no_grad():
+        wanted = together(observation.expand(members, 1, -1)).squeeze(1)
+    torch.testing.assert_close(torch.from_numpy(values), wanted, atol=1e-6, rtol=1e-6)
 
 
 def test_stacking_copies_the_parameters():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adaptive_loss.gradients import LookAhead, look_ahead
+from adaptive_loss.gradients import LookAhead, look_ahead, slopes
 from adaptive_loss.signals import GLOBAL_FEATURES, TERM_FEATURES, Average, Recall, Signals, log_ratio
 
 ONE = torch.ones(1, dtype=torch.float64)
@@ -289,6 +289,23 @@ def test_recalled_at_the_weights_that_serve_the_probe_trusts_nothing_more() -> N
     assert asked(signals, vector(1.0, 300.0))[0][1] < -0.8
     assert asked(signals, vector(1.0, 0.03))[0][1] > 0.8
     assert asked(signals, vector(1.0, 3.0))[0].abs().max() < 1e-6  # rounding has a sign, and must not count
+
+
+def test_a_look_ahead_recalls_nothing_of_a_term_that_was_absent() -> None:
+    vectors = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    gramians, weights = vectors @ vectors.mT, vector(1.0, 0.1, 3.0)
+    gramians[3, 1], gramians[3, :, 1] = math.nan, math.nan
+    gains = slopes(gramians, weights).nan_to_num(0.0)
+    part = 0.2 * 0.8 ** torch.arange(4, -1, -1, dtype=torch.float64)
+    trust, _ = Recall(gramians).at(weights.numpy())
+    torch.testing.assert_close(torch.from_numpy(trust), part @ gains / (part @ gains**2).sqrt())
+
+
+@pytest.mark.parametrize("looks", [1, 12])
+def test_recalled_trust_of_equal_look_aheads_stays_within_one(looks: int) -> None:
+    vectors = torch.randn(4, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    trust, _ = Recall((vectors @ vectors.mT).expand(looks, 4, 4)).at(np.ones(3))
+    assert np.abs(trust).tolist() == pytest.approx([math.sqrt(1 - 0.8**looks)] * 3)
 
 
 def test_several_runs_recall_at_once_what_each_recalls_alone() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
@@ -185,14 +187,13 @@ class DQN(nn.Module):
             return choices[int(torch.randint(len(choices), (), generator=self._explore, device="cpu"))]
         return self.greedy(self._values(checked), allowed)
 
-    def greedy(self, values: Tensor, allowed: Tensor) -> int:
+    def greedy(self, values: Tensor | NDArray[np.float32], allowed: Tensor) -> int:
         """The action that values [E, A] speak for among those allowed, [A] bool."""
-        default = self.default_action
-        scores = values.mean(dim=0) if default is None else lower_bounds(values, default, self.config.lower_bound)
-        scores = scores.masked_fill(~allowed, -math.inf)
+        default, given, may = self.default_action, np.asarray(values), allowed.numpy()
+        scores = given.mean(0) if default is None else lower_bounds(given, default, self.config.lower_bound)
+        scores = np.where(may, scores, -np.inf)
         best = int(scores.argmax())
-        stay = default is not None and bool(allowed[default]) and not float(scores[best]) > 0.0
-        return default if stay and default is not None else best
+        return best if default is None or not may[default] or scores[best] > 0 else default
 
     def q_values(self, observation: Tensor | Sequence[float]) -> Tensor:
         """[E, A] values of one observation by every member."""

@@ -2,12 +2,17 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Prior = Callable[[Tensor], Tensor]
+Array = NDArray[Any]
+Parameters = Mapping[str, Array]
 
 
 class StackedLinear(nn.Module):
@@ -174,6 +179,51 @@ class EquivariantQ(nn.Module):
         rows = observation.reshape(-1, observation.shape[-1])
         with torch.no_grad():
             return prior(rows).unflatten(0, observation.shape[:-1])
+
+
+def in_numpy(network: nn.Module) -> Parameters:
+    """A network's parameters by name, as NumPy sees them: views, no copies."""
+    return {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
+
+
+def equivariant_values(parameters: Parameters, observation: Array) -> Array:
+    """What a stack of E :class:`EquivariantQ`, without dueling and prior, says of one observation, up to rounding.
+
+    In NumPy: on arrays so small it is calls that cost, and PyTorch's cost several times as much.
+
+    Args:
+        parameters: of the stack, see :func:`in_numpy`.
+        observation: [G + K·F], G ≥ 1.
+
+    Returns:
+        [E, 2 + 2K].
+
+    Example:
+        >>> import numpy as np
+        >>> from adaptive_loss.rl.networks import EquivariantQ, equivariant_values, in_numpy, stack
+        >>> parameters = in_numpy(stack([EquivariantQ(n_global=2, n_term=3) for _ in range(4)]))
+        >>> equivariant_values(parameters, np.zeros(2 + 5 * 3, np.float32)).shape
+        (4, 12)
+    """
+
+    n_global, n_term = parameters["global_in.weight"].shape[1], parameters["term_in.weight"].shape[1]
+    shared, blocks = observation[None, :n_global], observation[n_global:].reshape(-1, n_term)
+
+    def linear(name: str, inputs: Array) -> Array:
+        return inputs @ parameters[f"{name}.weight"] + parameters[f"{name}.bias"]
+
+    features = linear("term_in", blocks) + shared @ parameters["global_in.weight"]
+    encoded = _relu(linear("term_hidden", _relu(features)))
+    pooled = np.add.reduce(encoded, axis=1, keepdims=True) / len(blocks)
+    context = np.concatenate((pooled, shared[None].repeat(len(pooled), axis=0)), axis=-1)
+    moves = _relu(linear("move_term", encoded) + context @ parameters["move_context.weight"])
+    common = _relu(linear("common_hidden", context))
+    moved = linear("move_out", moves).reshape(len(pooled), -1)
+    return np.concatenate((linear("common_out", common)[:, 0], moved), axis=1)
+
+
+def _relu(features: Array) -> Array:
+    return np.maximum(features, 0)
 
 
 class MLPQ(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,9 +93,10 @@ class Nudges:
             rho: how much of the residual is in ``context.weights``; the set-point is what they are without it, up to
                 their sum where there is no base.
         """
-        set_point = context.weights * torch.exp(-rho * self.residual)
-        terms = context.signals.term_features(context.weights, set_point, context.start)[self.moving]
-        return torch.cat([context.signals.global_features(), terms.flatten()]).float()
+        set_point = torch.from_numpy(context.weights.numpy() * np.exp(-rho * self.residual.numpy()))
+        terms = context.signals.term_features(context.weights, set_point, context.start).numpy()[self.moving]
+        whole = np.concatenate((context.signals.global_features().numpy(), terms.ravel()))
+        return torch.from_numpy(whole.astype(np.float32))
 
     def mask(self, context: Context) -> Tensor:
         """[2 + 2M] bool: what is allowed now; keep always is."""
@@ -103,14 +105,14 @@ class Nudges:
             return torch.arange(self.n_actions) == KEEP
         # Lists, for a decision's cost: reading single entries of tensors is what took longest.
         on, residual = context.on.tolist(), self.residual.tolist()
-        doubted = (context.signals.t_statistic < -config.doubt).tolist()
+        doubted = (context.signals.t_statistic.numpy() < -config.doubt).tolist()
         lifts_doubted = any(doubt and u < 0 for doubt, u in zip(doubted, residual, strict=True))
         allowed = [True, any(residual) and not lifts_doubted]
         room = config.bound + 1e-9 - config.step
         for i in self.moving:
             ready = on[i] and self.resting[i] == 0
             allowed += [ready and residual[i] <= room and not doubted[i], ready and residual[i] >= -room]
-        return torch.tensor(allowed)
+        return torch.from_numpy(np.array(allowed))
 
     def rest(self) -> None:
         """Let a decision pass for the terms that rest."""

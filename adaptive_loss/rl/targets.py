@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptive_loss.rl.replay import Batch
@@ -52,8 +54,10 @@ def conservative_penalty(values: Tensor, action: Tensor) -> Tensor:
     return (values.logsumexp(dim=-1) - values.gather(-1, action.unsqueeze(-1)).squeeze(-1)).mean()
 
 
-def lower_bounds(values: Tensor, default_action: int, k: float) -> Tensor:
+def lower_bounds(values: Tensor | NDArray[np.float32], default_action: int, k: float) -> NDArray[np.float32]:
     """LB(a) = mean_e A_e(a) − k · std_e A_e(a), with A_e(a) = Q_e(a) − Q_e(d) the gain of member e over the default d.
+
+    In NumPy, whose calls cost less on arrays so small.
 
     Args:
         values: [E, A] Q_e(a).
@@ -64,10 +68,13 @@ def lower_bounds(values: Tensor, default_action: int, k: float) -> Tensor:
         [A], exactly 0 at d.
 
     Example:
-        >>> import torch
+        >>> import numpy as np
         >>> from adaptive_loss.rl.targets import lower_bounds
-        >>> lower_bounds(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), default_action=0, k=1.0)
-        tensor([0.0000, 0.5858])
+        >>> lower_bounds(np.array([[0.0, 1.0], [0.0, 3.0]]), default_action=0, k=1.0).round(4).tolist()
+        [0.0, 0.5858]
     """
-    gains = values - values[:, default_action : default_action + 1]
-    return gains.mean(dim=0) - k * gains.std(dim=0, correction=min(1, len(values) - 1))
+    given = np.asarray(values)
+    gains = given - given[:, default_action, None]
+    mean = np.add.reduce(gains) / len(gains)
+    apart = gains - mean
+    return mean - k * np.sqrt(np.add.reduce(apart * apart) / max(1, len(gains) - 1))

@@ -63,7 +63,8 @@ class Context:
     @property
     def on(self) -> Tensor:
         """[K] bool, the terms that are there and have a weight to speak of: not off, not waiting at 0."""
-        return self.present & (self.weights > LEAST * self.start)
+        has_weight = self.weights.numpy() > LEAST * self.start.numpy()
+        return torch.from_numpy(self.present.numpy() & has_weight)
 
 
 class Weighting(nn.Module, ABC):
