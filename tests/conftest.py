@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 SUITES = (
@@ -10,6 +11,11 @@ SUITES = (
     "tests/test_rules_train.py",
     "tests/test_host_syncs.py",
 )
+
+
+def pytest_collection_finish(session: Any) -> None:
+    """Leave out of every later garbage collection, of which a study makes one a run, what all the imports made."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
