@@ -21,6 +21,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,7 @@ def versions() -> dict[str, str | None]:
     return {name: _version(name) for name in PACKAGES}
 
 
+@cache  # to read a package's metadata takes milliseconds, and every run tells its versions
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

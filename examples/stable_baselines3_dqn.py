@@ -14,8 +14,6 @@ from stable_baselines3 import DQN
 
 import adaptive_loss  # noqa: F401 - tells Gymnasium of the environment
 
-DECISIONS, JUDGED = 400, 10
-
 
 def gain(env: gymnasium.Env, agent: DQN | None, seed: int) -> float:
     """What one run won over keeping, summed over its decisions; without an agent it keeps."""
@@ -28,14 +26,14 @@ def gain(env: gymnasium.Env, agent: DQN | None, seed: int) -> float:
     return total
 
 
-def main() -> None:
+def main(decisions: int = 400, judged: int = 10) -> None:
     """Train, and compare with never nudging on runs of other seeds."""
     env = gymnasium.make("adaptive_loss/LossWeighting-v0", family="multitask", steps=100)
     agent = DQN("MlpPolicy", env, learning_starts=50, target_update_interval=50, train_freq=1, gamma=1.0, seed=0)
-    agent.learn(DECISIONS)
+    agent.learn(decisions)
     for name, who in (("never nudged", None), ("stable-baselines3", agent)):
-        found = [gain(env, who, seed) for seed in range(1000, 1000 + JUDGED)]
-        print(f"{name:<18} mean gain {statistics.fmean(found):+.4f} over {JUDGED} runs")
+        found = [gain(env, who, seed) for seed in range(1000, 1000 + judged)]
+        print(f"{name:<18} mean gain {statistics.fmean(found):+.4f} over {judged} runs")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 SUITES = (
     "tests/test_weighting.py",
@@ -10,6 +15,20 @@ SUITES = (
     "tests/test_rules_train.py",
     "tests/test_host_syncs.py",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _disk_is_not_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Power is never cut here, and a disk that others use can take a second for each fsync; the torture does them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "reliability" not in request.path.parts:
+            patch.setattr(os, "fsync", os.fstat)  # which refuses what is no open file, too
+        yield
+
+
+def pytest_collection_finish(session: Any) -> None:
+    """Leave out of every later garbage collection, of which a study makes one a run, what all the imports made."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

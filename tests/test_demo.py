@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,27 +15,39 @@ from adaptive_loss import demo
 from adaptive_loss.trainer.studies import Result, Spec, failed_row
 
 
-@pytest.fixture
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, scene in demo.SCENES.items():
-        monkeypatch.setitem(demo.SCENES, name, replace(scene, config=replace(scene.config, epochs=1)))
+@pytest.fixture(scope="module", autouse=True)
+def _short() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, scene in demo.SCENES.items():
+            patch.setitem(demo.SCENES, name, replace(scene, config=replace(scene.config, epochs=1)))
+        yield
 
 
-@pytest.mark.usefixtures("_short")
-def test_it_compares_draws_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--seeds", "1", "2", "--jobs", "1", "--output-dir", str(tmp_path)]
-    assert demo.main(arguments) == 0
-    printed = capsys.readouterr().out
+def shown(folder: Path, *more: str) -> str:
+    """What the demo of two seeds prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert demo.main(["--seeds", "1", "2", "--jobs", "1", "--output-dir", str(folder), *more]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, shown(folder)
+
+
+def test_it_compares_draws_and_resumes(done: tuple[Path, str]) -> None:
+    folder, printed = done
     assert "fewer than five seeds prove nothing" in printed and "digits VAE" in printed
-    document = json.loads((tmp_path / "verdict.json").read_text())
+    document = json.loads((folder / "verdict.json").read_text())
     for entry in document["verdict"]:
         assert entry["seeds"] == 2 and entry["failed"] == 0
         assert entry["difference"] == pytest.approx(entry["adaptive"] - entry["fixed"])
-    assert (tmp_path / "weights.png").stat().st_size > 10_000
-    before = (tmp_path / "vae" / "fixed" / "seed_1" / "result.json").read_bytes()
-    assert demo.main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["verdict"] == document["verdict"]
-    assert (tmp_path / "vae" / "fixed" / "seed_1" / "result.json").read_bytes() == before
+    assert (folder / "weights.png").stat().st_size > 10_000
+    before = (folder / "vae" / "fixed" / "seed_1" / "result.json").read_bytes()
+    assert json.loads(shown(folder, "--json"))["verdict"] == document["verdict"]
+    assert (folder / "vae" / "fixed" / "seed_1" / "result.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -60,10 +75,9 @@ def test_runs_that_fail_leave_a_verdict_without_a_picture(
     assert {entry["failed"] for entry in json.loads((tmp_path / "verdict.json").read_text())["verdict"]} == {2}
 
 
-@pytest.mark.usefixtures("_short")
-def test_both_arms_start_from_the_same_weights(tmp_path: Path) -> None:
-    assert demo.main(["--seeds", "1", "--jobs", "1", "--output-dir", str(tmp_path)]) == 0
+def test_both_arms_start_from_the_same_weights(done: tuple[Path, str]) -> None:
+    folder, _ = done
     for scene in demo.SCENES:
-        arms = [json.loads((tmp_path / scene / arm / "seed_1" / "result.json").read_text()) for arm in demo.ARMS]
+        arms = [json.loads((folder / scene / arm / "seed_1" / "result.json").read_text()) for arm in demo.ARMS]
         first = [arm["weights"]["schedule"][0] for arm in arms]
         assert first[0] == first[1]

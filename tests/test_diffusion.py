@@ -47,6 +47,7 @@ from adaptive_loss.utils.config import RunConfig
 from tests.reliability.bits import differences
 
 CPU = torch.device("cpu")
+FEW = 120
 NAMES = ("diffusion_2d", "diffusion")
 SMALL = {
     name: RunConfig(
@@ -54,14 +55,14 @@ SMALL = {
     )
     for name, dataset, size, given in (
         ("diffusion_2d", "mixture_2d", 64, {}),
-        ("diffusion", "digits", 16, {}),
+        ("diffusion", "digits", 16, {"subset": FEW}),  # which bounds the samples of an evaluation too
     )
 }
 
 
 @cache
 def data_of(name: str) -> Any:
-    return mixture_2d.load(subset=500) if name == "diffusion_2d" else digits.load(subset=120)
+    return mixture_2d.load(subset=500) if name == "diffusion_2d" else digits.load(subset=FEW)
 
 
 def build(name: str, **settings: Any) -> Any:
@@ -302,18 +303,31 @@ def test_what_is_measured_is_the_running_mean() -> None:
     assert float(task.average.module.network.output.weight.detach().mean()) == pytest.approx(0.01, rel=1e-5)
 
 
+def kid_of_the_first(task: Any, count: int, split: str) -> float:
+    """The kernel distance of ``count`` samples and as many images, on a way of its own."""
+    judge = load_features("digits", "judge").features
+    noise = own_generator(task.config.seed, f"samples {split}")
+    with torch.no_grad():
+        samples = nn.functional.avg_pool2d(task.generate(count, noise, task.average), 2)
+        images = task.splits[split].images[:count].float() / 255
+        return float(kernel_distance(judge(samples).double(), judge(images).double()))
+
+
 def test_images_are_reported_in_judging_features_at_their_own_size() -> None:
     task = build("diffusion")
     found = task.evaluate("select")
-    judge = load_features("digits", "judge").features
-    noise = own_generator(task.config.seed, "samples select")
-    with torch.no_grad():
-        samples = nn.functional.avg_pool2d(task.generate(len(task.examples["select"]), noise, task.average), 2)
-        images = task.splits["select"].images.float() / 255
-        wanted = kernel_distance(judge(samples).double(), judge(images).double())
-    assert found["own_kid"] == pytest.approx(float(wanted), rel=1e-4)
+    wanted = kid_of_the_first(task, len(task.examples["select"]), "select")
+    assert found["own_kid"] == pytest.approx(wanted, rel=1e-4)
     assert "own_frechet" not in found  # 14 images are too few for it
     assert {f"denoising_{k}" for k in range(8)} <= set(found)
+
+
+@pytest.mark.parametrize("count", [20, 40])
+def test_a_subset_bounds_the_samples_too(count: int) -> None:
+    task = build("diffusion", subset=count)
+    found = task.evaluate("test")
+    assert found["own_kid"] == pytest.approx(kid_of_the_first(task, count, "test"), rel=1e-4)
+    assert ("own_frechet" in found) == (count > 32)  # which takes one more than there are features
 
 
 def test_sample_quality_reaches_the_network() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -43,10 +44,12 @@ MODES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
     """Read the digits once for all runs."""
-    monkeypatch.setattr(loop, "_load", lambda config: data())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_load", lambda config: data())
+        yield
 
 
 @cache
@@ -54,13 +57,27 @@ def data() -> Dataset:
     return digits_module.load(seed=0)
 
 
+Whole = Callable[[str], tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, read_once: None) -> Whole:
+    """Folder and result of a task's run in the mode `full`, to be looked at only: it is the same for all tests."""
+
+    @cache
+    def run(task: str) -> tuple[Path, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp(task)
+        return folder, loop.run(replace(CONFIG, task=task, mode="full"), folder, quiet=True)
+
+    return run
+
+
 def row_of(result: dict[str, Any]) -> dict[str, Any]:
     return {name: result[name] for name in records.COLUMNS if name != "train_seconds"}
 
 
-def test_folder_and_row(tmp_path: Path) -> None:
-    result = loop.run(replace(CONFIG, mode="full"), tmp_path / "run", quiet=True)
-    folder = tmp_path / "run"
+def test_folder_and_row(whole: Whole) -> None:
+    folder, result = whole("classify")
     assert {file.name for file in folder.iterdir()} == FILES
     assert list(result)[: len(records.COLUMNS)] == list(records.COLUMNS)
     assert result["mode"] == "full" and result["seed"] == 42 and result["status"] == "ok"
@@ -79,10 +96,8 @@ def test_folder_and_row(tmp_path: Path) -> None:
     assert list((folder / "tb").iterdir())
 
 
-def test_tensorboard_shows_losses_weights_shares_actions_and_skips(tmp_path: Path) -> None:
-    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    loop.run(replace(CONFIG, mode="full"), tmp_path, quiet=True)
-    tags = set(board.EventAccumulator(str(tmp_path / "tb")).Reload().Tags()["scalars"])
+def test_tensorboard_shows_losses_weights_shares_actions_and_skips(whole: Whole) -> None:
+    tags = set(curves(whole("classify")[0]))
     for group in ("loss", "weight", "share"):
         assert {f"{group}/cross_entropy", f"{group}/confidence"} <= tags
     assert {"interventions", "skipped_steps", "select/accuracy"} <= tags
@@ -115,21 +130,20 @@ def carried(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("task", ["classify", "vae"])
 @pytest.mark.parametrize("step", [3, 10, 17])  # in an epoch, at its edge, and in the next
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
-    task: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, step: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder, result = whole(task)
     config = replace(CONFIG, task=task, mode="full")
-    whole = loop.run(config, tmp_path / "whole", quiet=True)
-    stopped(config, tmp_path / "cut", step, monkeypatch)
-    assert not (tmp_path / "cut/result.json").exists()
+    stopped(config, tmp_path, step, monkeypatch)
+    assert not (tmp_path / "result.json").exists()
     torch.manual_seed(99)  # another process
-    again = loop.run(config, tmp_path / "cut", quiet=True)
-    assert row_of(again) == row_of(whole)
-    assert differences(carried(tmp_path / "cut"), carried(tmp_path / "whole")) == []
+    assert row_of(loop.run(config, tmp_path, quiet=True)) == row_of(result)
+    assert differences(carried(tmp_path), carried(folder)) == []
     pictures = {"pictures"} if task == "vae" else set()
-    assert {file.name for file in (tmp_path / "cut").iterdir()} == FILES | pictures
+    assert {file.name for file in tmp_path.iterdir()} == FILES | pictures
     for name in ("metrics.csv", "events.jsonl", "tb/scalars.jsonl"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert curves(tmp_path) == curves(folder)
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -188,9 +202,13 @@ def test_events_of_an_epoch_s_end_are_in_the_checkpoint_s_log(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_same_seed_same_row_and_another_seed_another(mode: str, tmp_path: Path) -> None:
+def test_same_seed_same_row_and_another_seed_another(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert mode in modes.names()
-    config = replace(CONFIG, mode=mode, epochs=1)
+    few = digits_module.load(seed=0, subset=400)
+    monkeypatch.setattr(loop, "_load", lambda config: few)
+    config = replace(CONFIG, mode=mode, epochs=1, batch_size=30)
     one = row_of(loop.run(config, tmp_path / "one", quiet=True))
     torch.manual_seed(99)  # what came before does not matter
     two = row_of(loop.run(config, tmp_path / "two", quiet=True))

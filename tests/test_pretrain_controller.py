@@ -63,13 +63,14 @@ def test_any_vector_is_a_safe_law() -> None:
 
 
 def test_same_seed_same_bytes_and_another_seed_another_policy(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("one", "two", "other")]
-    for folder, seed in zip(folders, (0, 0, 1), strict=True):
-        assert meta.run(replace(TINY, seed=seed, output_dir=folder)) == 0
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        assert meta.run(replace(TINY, output_dir=folder)) == 0
     for name in ("controller.json", "controller.safetensors", "search.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    card, changed = (json.loads((folder / "controller.json").read_text()) for folder in (folders[0], folders[2]))
-    assert card["found"] != changed["found"] and card["found"] != asdict(CLIMB)
+    card = json.loads((folders[0] / "controller.json").read_text())
+    other, _ = meta.search(replace(TINY, seed=1, output_dir=tmp_path / "other"), TINY.families)
+    assert card["found"] not in (json.loads(json.dumps(asdict(law))) for law in (other, CLIMB))
     assert card["signals_version"] == signals.VERSION and card["settings"]["seed"] == 0
     assert card["families"] == ["multitask", "pinn"]
     assert card["evidence"]["log_ratio_to_the_first_law_on_fresh_runs"]["all"]["n"] == 8

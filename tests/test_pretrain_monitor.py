@@ -33,23 +33,31 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("monitor.safetensors", "monitor.json", "curve.json")}
 
 
-def test_same_seed_same_bytes_and_another_seed_another_policy(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("one", "two", "other")]
-    for folder, seed in zip(folders, (0, 0, 1), strict=True):
-        assert pretrain.run(replace(TINY, seed=seed, output_dir=folder)) == 0
-    one, two, other = map(files, folders)
-    assert one == two and one["monitor.safetensors"] != other["monitor.safetensors"]
-    card, network = read_policy(folders[0], "monitor")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that nothing stopped, to be looked at only."""
+    folder = tmp_path_factory.mktemp("policy")
+    assert pretrain.run(replace(TINY, output_dir=folder)) == 0
+    return folder
+
+
+def test_same_seed_same_bytes_and_another_seed_another_policy(whole: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        assert pretrain.run(replace(TINY, seed=seed, output_dir=tmp_path / str(seed))) == 0
+    again, other = files(tmp_path / "0"), files(tmp_path / "1")
+    assert files(whole) == again and again["monitor.safetensors"] != other["monitor.safetensors"]
+    card, network = read_policy(whole, "monitor")
     assert card["rho"] == 0.0 and card["families"] == ["multitask", "vae"] and card["stopped"] == "all rounds"
     assert [point["round"] for point in card["learning_curve"]] == [1, 2]
-    monitor = LossMonitor.from_policy(folders[0])
+    monitor = LossMonitor.from_policy(whole)
     assert monitor.frozen and monitor.rho == 0.0 and monitor.config.prior_edge == 1.0
     assert all(torch.equal(monitor.network[name], value) for name, value in network.items())  # type: ignore[index]
 
 
-def test_a_training_that_was_stopped_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, stopped = (replace(TINY, output_dir=tmp_path / name) for name in ("whole", "stopped"))
-    pretrain.run(whole)
+def test_a_training_that_was_stopped_goes_on_to_the_same_files(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = replace(TINY, output_dir=tmp_path)
     one_round = pretrain.one_round
 
     def first_only(training: pretrain.Training, flags: pretrain.Flags) -> None:
@@ -62,7 +70,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_files(tmp_path: Path, m
         pretrain.run(stopped)
     monkeypatch.setattr(pretrain, "one_round", one_round)
     pretrain.run(stopped)
-    assert files(whole.output_dir) == files(stopped.output_dir)
+    assert files(whole) == files(tmp_path)
     with pytest.raises(UsageError, match="other settings"):
         pretrain.run(replace(stopped, seed=1))
 

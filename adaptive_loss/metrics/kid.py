@@ -43,7 +43,9 @@ def kernel_distance(samples: Tensor, reference: Tensor) -> Tensor:
 
 
 def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
-    return sum(((rows @ y.T / x.shape[1] + 1).pow(3).sum() for rows in x.split(BLOCK)), x.new_zeros(()))
+    # In place but for the power, whose gradient needs what it was taken of: to make room for a block takes longest.
+    products = (rows @ y.T for rows in x.split(BLOCK))
+    return sum((block.div_(x.shape[1]).add_(1).pow(3).sum() for block in products), x.new_zeros(()))
 
 
 def _kernel_diagonal(x: Tensor) -> Tensor:

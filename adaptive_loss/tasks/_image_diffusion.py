@@ -34,7 +34,8 @@ class ImageDiffusion(DiffusionTask, ImageTask):
     Pixels are shifted by the training images' mean and scaled to deviation 0.5. ``sample_quality`` compares samples of
     a three-step solver with held-out images, in features of our own. ``evaluate`` gives ``loss``, EDM's loss, its
     parts ``denoising_k`` by bucket, which are 1 for a network that has learned nothing, and where the dataset has
-    judging features and the split enough images, ``own_kid`` and ``own_frechet`` of samples of an eight-step solver.
+    judging features and the split enough images, ``own_kid`` and ``own_frechet`` of samples of an eight-step solver,
+    as many as the split has images and no more than ``--subset`` says.
     Features are of the dataset's own size: samples are resized to it, and so are the images, from 16×16.
     """
 
@@ -103,11 +104,12 @@ class ImageDiffusion(DiffusionTask, ImageTask):
         return {"loss": fmean(found.values()), **found, **self._sample_metrics(split)}
 
     def _sample_metrics(self, split: str) -> dict[str, float]:
-        """As many samples as the split has images, from the same noise at every call, against those images."""
+        """As many samples as images, from the same noise at every call, against those images."""
         if self.judge is None:
             return {}
         noise, look = own_generator(self.config.seed, f"samples {split}"), self.looking(self.judge.features)
-        parts = self.examples[split].split(EVALUATION_BATCH)
+        # The subset bounds the test's images too: samples of all of them would be most of a short run.
+        parts = self.examples[split][: self.config.subset].split(EVALUATION_BATCH)
         samples = torch.cat([look(self.generate(len(part), noise, self.average)) for part in parts])
         return sample_metrics(samples, torch.cat([look(self.pixels(part)) for part in parts]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,20 @@ from adaptive_loss.gradients import total_norm
 from adaptive_loss.loss_monitor import MonitorConfig, RandomMonitor
 from adaptive_loss.meta_controller import RULE
 from tests.reliability.parallel_faults import KINDS, faults, guarded
-from tests.reliability.parallel_jobs import WEIGHTS, Net, Trace, batch, digest, losses_of, optimizer_of, wrapped
+from tests.reliability.parallel_jobs import (
+    WEIGHTS,
+    Net,
+    Trace,
+    batch,
+    digest,
+    losses_of,
+    optimizer_of,
+    rules,
+    wrapped,
+)
 from tests.reliability.parallel_system import accumulated, restart, synchronisations, system_run
+
+RULE_STEPS = 6
 
 
 def own_steps(wrap: str) -> dict[str, Any]:
@@ -179,10 +191,11 @@ def metrics() -> dict[str, float]:
     return parallel.mean_metrics(given, dist.group.WORLD)
 
 
-def everything() -> dict[str, Any]:
-    """All of the small ones in one go."""
+def everything(cases: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, Any]:
+    """All of the small ones in one go, and :data:`RULE_STEPS` steps of the rules of ``cases``, wrap → (rule, tap)."""
     warnings.simplefilter("ignore")
     return {
+        "rules": {wrap: rules(cases[wrap], RULE_STEPS, wrap) for wrap in ("ddp", "fsdp")},
         "restart": restart(),
         "accumulated": {rule: accumulated(rule) for rule in ("gradnorm", "uncertainty", "softadapt")},
         "synchronisations": synchronisations(),

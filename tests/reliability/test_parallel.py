@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,32 @@ import torch
 from adaptive_loss import LossExecutor, parallel
 from adaptive_loss.weighting import TORCHJD, weightings
 from tests.reliability.parallel import SWITCHES, apart, gradient_rules
+from tests.reliability.parallel_edges import RULE_STEPS
 from tests.reliability.parallel_faults import KINDS, wrong
 from tests.reliability.parallel_jobs import WEIGHTS
 from tests.reliability.ranks import ROOT, Hang, launch
 
 LIMIT = 500.0
 """Seconds a launch may take: some ten where two cores are free."""
-SOLVER = "upgrad"  # stands for TorchJD's rules: all of them see the Gramian alone
+SOLVERS = ["upgrad"] if find_spec("torchjd") else []  # for all of TorchJD's rules, which see the Gramian alone
 pytestmark = pytest.mark.timeout(600)
+
+
+def cases() -> dict[str, list[tuple[str, str]]]:
+    """How the model is wrapped → rules, and where they take gradients."""
+    ours = [name for name in gradient_rules() if name not in TORCHJD]
+    everywhere = [(name, tap) for name in ("gradnorm", "lr_annealing", *SOLVERS) for tap in ("parameter", "both")]
+    some = [*ours, "dwa", "uncertainty", "imtl_l", "edm2_uncertainty"]
+    return {
+        "ddp": [*((name, "features") for name in [*weightings.names(), *SWITCHES, *SOLVERS]), *everywhere],
+        "fsdp": [*((name, "features") for name in some), ("gradnorm", "parameter")],
+    }
 
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    """What two ranks tell of all the small jobs."""
-    return launch("tests.reliability.parallel_edges:everything", 2, LIMIT)
+    """What two ranks tell of all the small jobs, in one launch: to start two processes takes longer than most jobs."""
+    return launch("tests.reliability.parallel_edges:everything", 2, LIMIT, cases=cases())
 
 
 def all_equal(found: list[Any]) -> bool:
@@ -38,30 +51,24 @@ def all_equal(found: list[Any]) -> bool:
 # ---- every rule ---------------------------------------------------------------------------------------------------
 
 
-def test_every_rule_finds_what_one_process_finds() -> None:
-    pytest.importorskip("torchjd")
-    cases = [(name, "features") for name in [*weightings.names(), *SWITCHES, SOLVER]]
-    cases += [(name, tap) for name in ("gradnorm", "lr_annealing", SOLVER) for tap in ("parameter", "both")]
-    found = launch("tests.reliability.parallel_jobs:rules", 2, LIMIT, cases=cases, steps=6)
-    assert set(found[0]) == {f"{name} at {tap}" for name, tap in cases}
+def test_every_rule_finds_what_one_process_finds(ranks: list[dict[str, Any]]) -> None:
+    found = [told["rules"]["ddp"] for told in ranks]
+    assert set(found[0]) == {f"{name} at {tap}" for name, tap in cases()["ddp"]}
     assert [line for name in found[0] if (line := apart(name, [told[name] for told in found]))] == []
-    assert all(told["applied"] == 6 for told in found[0].values())
+    assert all(told["applied"] == RULE_STEPS for told in found[0].values())
 
 
-def test_under_fully_shard_they_do_too_but_at_parameters() -> None:
-    ours = [name for name in gradient_rules() if name not in TORCHJD]
-    cases = [(name, "features") for name in [*ours, "dwa", "uncertainty", "imtl_l", "edm2_uncertainty"]]
-    cases.append(("gradnorm", "parameter"))
-    found = launch("tests.reliability.parallel_jobs:rules", 2, LIMIT, cases=cases, steps=5, wrap="fsdp")
-    refused = [told.pop("gradnorm at parameter")["refused"] for told in found]
-    assert refused == 2 * [
+def test_under_fully_shard_they_do_too_but_at_parameters(ranks: list[dict[str, Any]]) -> None:
+    whole = [told["rules"]["fsdp"] for told in ranks]
+    assert [told["gradnorm at parameter"]["refused"] for told in whole] == 2 * [
         "weighting 'gradnorm' cannot take gradients at parameters that fully_shard has split: "
         "give features or the output as tap"
     ]
+    found = [{name: told[name] for name in told if name != "gradnorm at parameter"} for told in whole]
     assert [line for name in found[0] if (line := apart(name, [told[name] for told in found]))] == []
 
 
-# ---- the rest, in one launch --------------------------------------------------------------------------------------
+# ---- the rest -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
