@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +55,23 @@ def confidence_penalty(log_probabilities: Tensor) -> Tensor:
     """KL(p ‖ uniform) = log C − H(p), mean over the batch (Pereyra et al. 2017, up to a constant). [B, C] → 0-dim."""
     entropy = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
     return math.log(log_probabilities.shape[1]) - entropy
+
+
+@contextmanager
+def statistics_left_alone(model: nn.Module) -> Iterator[None]:
+    """Passes in here normalise by their own batch and leave the running statistics as they are.
+
+    Those are for evaluation, on images as they come: mixed ones have less contrast, and would spoil them.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 class MeanTeacher:
@@ -155,7 +173,8 @@ class Classify(ImageTask):
         part = max(1, len(images) // 4)
         share = torch.rand((), generator=self.mixing).to(self.device)
         partners = torch.randperm(len(images), generator=self.mixing)[:part].to(self.device)
-        logits = self.model(share * images[:part] + (1 - share) * images[partners])
+        with statistics_left_alone(self.model):
+            logits = self.model(share * images[:part] + (1 - share) * images[partners])
         return mixed_cross_entropy(logits.float(), labels[:part], labels[partners], share)
 
     def _objective(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -29,10 +29,15 @@ TEACHER_DECAY, TEMPERATURE = 0.98, 0.1
 
 
 def mixup(model: nn.Module, images: Tensor, labels: Tensor, draw: Generator) -> Tensor:
-    """Mixed-sample cross-entropy on a quarter of the batch."""
+    """Mixed-sample cross-entropy on a quarter of the batch, whose statistics evaluation shall not use."""
     part, share = len(images) // 4, float(torch.rand((), generator=draw))
     partners = torch.randperm(len(images), generator=draw)[:part]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.momentum = 0.0
     logits = model(share * images[:part] + (1 - share) * images[partners])
+    for layer in layers:
+        layer.momentum = 0.1
     return share * F.cross_entropy(logits, labels[:part]) + (1 - share) * F.cross_entropy(logits, labels[partners])
 
 
