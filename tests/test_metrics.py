@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaptive_loss.metrics import frechet, kid, prdc
 from adaptive_loss.metrics.bits_per_dim import bits_per_dim
+from adaptive_loss.metrics.calibration import calibration_error
 from adaptive_loss.metrics.frechet import frechet_distance, gaussian_distance
 from adaptive_loss.metrics.kid import kernel_distance
 from adaptive_loss.metrics.prdc import precision_recall_density_coverage
@@ -178,3 +179,25 @@ def test_features_that_do_not_fit_are_refused(other: Tensor) -> None:
     for metric in (kernel_distance, frechet_distance, precision_recall_density_coverage):
         with pytest.raises(ValueError, match=r"\[N, D\]"):
             metric(normal(9, 3), other)
+
+
+# ---- calibration ----------------------------------------------------------------------------------------------------
+
+
+def test_calibration_error_by_hand() -> None:
+    # Two bins: confidences .6, .7 (one right of two) and .9, 1 (both right); |1.3 − 1|/4 + |1.9 − 2|/4.
+    top = torch.tensor([0.6, 0.7, 0.9, 1.0])
+    probabilities = torch.stack([top, 1 - top], dim=1)
+    found = calibration_error(probabilities, torch.tensor([0, 1, 0, 0]), bins=4)
+    assert found == pytest.approx((abs(0.6 + 0.7 - 1) + abs(0.9 + 1.0 - 2)) / 4)
+    assert calibration_error(torch.eye(3), torch.arange(3)) == 0.0
+    with pytest.raises(ValueError, match="at least one example"):
+        calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+def test_a_classifier_that_draws_from_its_own_probabilities_is_calibrated() -> None:
+    dice = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(40_000, 4, generator=dice).softmax(1)
+    labels = torch.multinomial(probabilities, 1, generator=dice).flatten()
+    assert calibration_error(probabilities, labels) < 0.01
+    assert calibration_error((3 * probabilities.log()).softmax(1), labels) > 0.1

@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from adaptive_loss.data.base import Dataset, Split
 from adaptive_loss.data.digits import load
 from adaptive_loss.errors import UsageError
+from adaptive_loss.metrics.calibration import calibration_error
 from adaptive_loss.metrics.features import load_features
 from adaptive_loss.metrics.frechet import frechet_distance
 from adaptive_loss.metrics.kid import kernel_distance
@@ -212,6 +213,7 @@ def test_classifier_evaluation_by_hand(digits: Dataset) -> None:
     found = task.evaluate("test")
     assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == split.labels).double().mean()))
     assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, split.labels)), rel=1e-5)
+    assert found["calibration_error"] == pytest.approx(calibration_error(logits.softmax(1), split.labels), rel=1e-4)
 
 
 def test_mixed_images_do_not_enter_the_statistics_that_evaluation_uses(digits: Dataset) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from adaptive_loss.data.augment import augmenter, normalise
 from adaptive_loss.losses import LossTerms
+from adaptive_loss.metrics.calibration import calibration_error
 from adaptive_loss.models.simple_cnn import SimpleCNN
-from adaptive_loss.probes import held_out
+from adaptive_loss.probes import evaluating, held_out
 from adaptive_loss.seeding import own_generator
 from adaptive_loss.tasks import tasks
 from adaptive_loss.tasks.base import ImageTask
@@ -116,7 +117,8 @@ class Classify(ImageTask):
     - ``contrastive``: supervised-contrastive loss of the hidden features, τ = 0.1.
     - ``confidence``: KL(p ‖ uniform).
 
-    The objective is the cross-entropy on the probe split; ``evaluate`` gives accuracy and cross-entropy.
+    The objective is the cross-entropy on the probe split; ``evaluate`` gives accuracy, cross-entropy and
+    calibration error.
     """
 
     terms = ("cross_entropy", "mixup", "self_distillation", "contrastive", "confidence")
@@ -182,16 +184,18 @@ class Classify(ImageTask):
 
     @torch.no_grad()
     def evaluate(self, split: str) -> Mapping[str, float]:
-        """``accuracy`` as a fraction and ``loss``, the mean cross-entropy in nats."""
-        self.model.eval()
-        right, loss, count = 0, 0.0, 0
-        for images, labels in self.evaluation_batches(split):
-            logits = self.model(normalise(images, self.mean, self.std)).float()
-            right += int((logits.argmax(1) == labels).sum())
-            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-            count += len(labels)
-        self.model.train()
-        return {"accuracy": right / count, "loss": loss / count}
+        """``accuracy`` as a fraction, ``loss``, the mean cross-entropy in nats, and ``calibration_error``."""
+        with evaluating(self.model):
+            found = [
+                (self.model(normalise(images, self.mean, self.std)).double(), labels)
+                for images, labels in self.evaluation_batches(split)
+            ]
+        logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
+        return {
+            "accuracy": float((logits.argmax(1) == labels).double().mean()),
+            "loss": float(F.cross_entropy(logits, labels)),
+            "calibration_error": calibration_error(logits.softmax(1), labels),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Generators and the teacher."""
