@@ -20,7 +20,7 @@ from adaptive_loss.utils.commands import command, command_line, parse
 from adaptive_loss.utils.config import RunConfig
 
 PROG = "adaptive-loss demo"
-ARMS = {"fixed": "baseline", "adaptive": "full"}
+ARMS = {"fixed": "baseline", "adaptive": "adaptive"}
 WRONG_KL = 10.0
 
 

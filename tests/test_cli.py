@@ -105,7 +105,7 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def test_train_takes_a_task_and_one_way_to_name_a_mode(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     common = ["--dry-run", "--json", "--output-dir", str(tmp_path)]
     assert cli.main(["train", "vae", "--adaptive", *common]) == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["mode"] == "full"
+    assert json.loads(capsys.readouterr().out)["runs"][0]["mode"] == "adaptive"
     assert cli.main(["train", "vae", "--adaptive", "--mode", "full", *common]) == 2
     assert "exclude each other" in capsys.readouterr().err
     assert cli.main(["train", "nothing", *common]) == 2

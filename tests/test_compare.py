@@ -43,7 +43,7 @@ class Toy(Task):
 def kid(config: RunConfig) -> float:
     """Least at a KL weight of 0.1, and lower by 0.02 for the whole system; seeds differ."""
     far = abs(math.log10(config.weights.get("kl", 1.0) / 0.1))
-    return 0.05 + 0.01 * far + 0.001 * config.seed**2 - 0.02 * (config.mode == "full")
+    return 0.05 + 0.01 * far + 0.001 * config.seed**2 - 0.02 * (config.mode == "adaptive")
 
 
 def stub(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compare:
 
 
 def test_an_arm_is_a_mode_or_a_rule_on_weights_that_nothing_else_moves() -> None:
-    assert rule_arm("adaptive", "") == Arm("adaptive", "full")
+    assert rule_arm("adaptive", "") == Arm("adaptive", "adaptive")
     assert rule_arm("lookahead-only", "") == Arm("lookahead_only", "lookahead_only")
     assert rule_arm("fixed", "") == Arm("fixed", weighting="fixed")
     assert rule_arm("tuned", "") == Arm("tuned", start="tuned")
@@ -182,7 +182,7 @@ def test_a_failed_run_is_a_row_without_the_metric(
     toy: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
-        if config.mode == "full":
+        if config.mode == "adaptive":
             raise RuntimeError("the critic collapsed")
         return stub(config, folder, quiet=quiet)
 
@@ -201,7 +201,7 @@ def test_rules_are_run_on_start_weights_from_every_start(toy: Compare, tmp_path:
     assert toy("--weightings", "gradnorm", "adaptive", "--starts", "given", "kl/10", seeds=(1,)) == 0
     config = json.loads((tmp_path / "out/gradnorm/kl_x0.1/seed_1/config.json").read_text())
     assert (config["mode"], config["weighting"], config["weights"]) == ("baseline", "gradnorm", {"kl": 0.05})
-    assert json.loads((tmp_path / "out/adaptive/seed_1/config.json").read_text())["mode"] == "full"
+    assert json.loads((tmp_path / "out/adaptive/seed_1/config.json").read_text())["mode"] == "adaptive"
 
 
 # Replays ------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_replays_of_a_run_that_failed_are_failed_rows(
     toy: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(config: RunConfig, folder: Path, *, quiet: bool) -> dict[str, Any]:
-        if config.mode == "full" and config.seed == 2:
+        if config.mode == "adaptive" and config.seed == 2:
             raise RuntimeError("it diverged")
         return stub(config, folder, quiet=quiet)
 

@@ -23,6 +23,7 @@ from adaptive_loss.meta.rollouts import Rollout, behaviour, greedy_agent, law_be
 from adaptive_loss.meta_controller import CLIMB, RULE
 from adaptive_loss.policy_files import read_policy, write_policy
 from adaptive_loss.rl.nudges import N_GLOBAL, N_TERM
+from adaptive_loss.trainer.simple_ablation_analysis import COLUMNS
 
 TINY = pretrain.Flags(
     rounds=2, runs=2, updates=6, validation=2, steps=50, families=("multitask", "vae"), jobs=1, patience=9
@@ -224,6 +225,30 @@ def test_rewards_are_learned_in_their_familys_unit_which_the_first_round_sets() 
 def test_rho_is_earned_by_the_whole_interval_and_never_at_one_familys_cost() -> None:
     assert [evidence.earned(found(ends)) for ends in ([0.001, 0.2], [0.0, 0.2], [-0.1, -0.01], None)] == [1, 0, 0, 0]
     assert evidence.earned(found([0.001, 0.2], [-0.06, 0.3])) == 0
+
+
+def test_rho_is_not_earned_against_a_real_study(tmp_path: Path) -> None:
+    header = ",".join(COLUMNS)
+
+    def study(name: str, raised: float) -> Path:
+        losses = {"full": [1.0, 1.1, 1.2], "controller_only": [1.0 - raised, 1.1 - raised, 1.21 - raised]}
+        lines = [
+            f"{mode},{seed},ok,1,9,0.5,{loss},0.5,0,0,1.0"
+            for mode, values in losses.items()
+            for seed, loss in enumerate(values)
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ablation_results.csv").write_text("\n".join([header, *lines, ""]))
+        return tmp_path / name
+
+    harmed, won = study("harmed", 0.1), study("won", -0.1)
+    assert evidence.earned({**found([0.01, 0.2]), "studies": evidence.studied([won])}) == 1
+    assert evidence.earned({**found([0.01, 0.2]), "studies": evidence.studied([won, harmed])}) == 0
+    with pytest.raises(UsageError, match=r"--studies: .*nowhere"):
+        evidence.studied([tmp_path / "nowhere"])
+    (won / "ablation_results.csv").write_text(header + "\nfull,1,ok,1,9,0.5,1.0,0.5,0,0,1.0\n")
+    with pytest.raises(UsageError, match="no two seeds under both"):
+        evidence.studied([won])
 
 
 def test_the_evidence_is_written_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

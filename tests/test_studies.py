@@ -418,11 +418,11 @@ def test_more_seeds_extend_a_study(tmp_path: Path, calls: list[Any]) -> None:
     assert calls == [("full", 2)]
 
 
-def test_phase_1_calls_the_full_system_adaptive(tmp_path: Path, calls: list[Any]) -> None:
+def test_phase_1_trains_fixed_weights_and_what_ships(tmp_path: Path, calls: list[Any]) -> None:
     output = tmp_path / "p1.csv"
     assert run_phase1_experiments.main(["--output", str(output), "--seeds", "1", "--jobs", "1"]) == 0
     assert [line.split(",")[0] for line in output.read_text().splitlines()] == ["mode", "baseline", "adaptive"]
-    assert calls == [("baseline", 1), ("full", 1)]
+    assert calls == [("baseline", 1), ("adaptive", 1)]
     assert (tmp_path / "p1/adaptive/seed_1/result.json").exists()
 
 
@@ -499,10 +499,10 @@ def test_one_run(tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture
     assert train_phase1.main(argv) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["mode"], row["seed"], row["status"]) == ("adaptive", 7, "ok")
-    spec = Spec("adaptive", RunConfig(mode="full", seed=7), tmp_path / "adaptive/seed_7")
+    spec = Spec("adaptive", RunConfig(mode="adaptive", seed=7), tmp_path / "adaptive/seed_7")
     assert finished(spec) is not None
     assert train_phase1.main(argv) == 0
-    assert calls == [("full", 7)]
+    assert calls == [("adaptive", 7)]
 
 
 class Knot:

@@ -5,14 +5,15 @@ and under the controller with the monitor; what is compared is the log of the fi
 stand one that is bold (no lower bound), one that is shown what another run sees, which would win as much if watching
 did not matter, and a random one. ``--rivals`` trains the same runs in other ways too, tuned fixed weights among them,
 and says how much of what the wrong start weights cost each way wins back. ``--write`` sets ρ on the policy's card: 1
-where the whole 95% interval of the gain over all families lies above 0 and no family's allows for harm of 5%, else 0.
-Look once: the held-out runs are the same every time.
+where the whole 95% interval of the gain over all families lies above 0, no family's allows for harm of 5%, and no study
+of real training named with ``--studies`` shows for sure that the monitor raised the test loss; else 0. Look once: the
+held-out runs are the same every time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from adaptive_loss.meta.rollouts import Network, law_beside, rollout
 from adaptive_loss.meta_controller import ControllerLaw
 from adaptive_loss.policy_files import POLICIES, TOLD, read_policy, write_policy
 from adaptive_loss.records import json_dump, provenance, write_atomic
+from adaptive_loss.trainer.simple_ablation_analysis import ResultsError, find_results, paired, read_rows
 from adaptive_loss.utils.commands import command, command_line, parse
 from adaptive_loss.utils.config import core_count
 
@@ -52,6 +54,8 @@ class Flags:
     """Length of the runs in optimizer steps."""
     rivals: bool = False
     """Train the held-out runs in other ways too, and tell what part of the gap to tuned weights each recovers."""
+    studies: tuple[Path, ...] = ()
+    """Folders of ``adaptive-loss ablate`` with the modes full and controller_only under this policy."""
     write: bool = False
     """Set ρ on the card by what was found, and add the evidence to it."""
     output_dir: Path = Path("results/evidence")
@@ -107,15 +111,38 @@ def _recovered(finals: dict[str, dict[str, list[float]]]) -> dict[str, dict[str,
     }
 
 
-def earned(evidence: dict[str, dict[str, Any]]) -> float:
-    """ρ: 1 where the whole interval of the monitor's gain lies above 0 and no family's allows for harm of 5%, else 0.
+def studied(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Folder's name → test loss of ``full`` less that of ``controller_only``, paired by seed, with its interval.
+
+    Raises:
+        UsageError: a folder holds no results, or none of both modes.
+    """
+    found = {}
+    for folder in folders:
+        try:
+            rows = read_rows(find_results(folder))
+        except ResultsError as error:
+            raise UsageError(f"--studies: {error}") from error
+        full, alone = ([row for row in rows if row["mode"] == mode] for mode in ("full", "controller_only"))
+        found[folder.name] = paired(full, alone, "test_loss")
+        if found[folder.name]["n_pairs"] < 2:
+            raise UsageError(f"--studies: {folder} has no two seeds under both full and controller_only; run them")
+    return found
+
+
+def earned(evidence: Mapping[str, Mapping[str, Any]]) -> float:
+    """ρ: 1 where the gain's whole interval lies above 0, no family's allows for harm of 5%, and no study shows harm.
 
     Example:
-        >>> earned({"monitor": {"all": {"interval95": [0.01, 0.02]}, "vae": {"interval95": [-0.01, 0.05]}}})
-        1.0
+        >>> found = {"monitor": {"all": {"interval95": [0.01, 0.02]}, "vae": {"interval95": [-0.01, 0.05]}}}
+        >>> earned(found), earned({**found, "studies": {"cifar10": {"interval95": [0.001, 0.02]}}})
+        (1.0, 0.0)
     """
     intervals = [entry["interval95"] for entry in evidence["monitor"].values()]
     if any(ends is None or ends[0] < -HARM for ends in intervals):
+        return 0.0
+    raised = [entry["interval95"] for entry in evidence.get("studies", {}).values()]
+    if any(ends is not None and ends[0] > 0 for ends in raised):
         return 0.0
     return 1.0 if evidence["monitor"]["all"]["interval95"][0] > 0 else 0.0
 
@@ -127,6 +154,10 @@ def table(evidence: dict[str, dict[str, Any]]) -> str:
         for family, entry in evidence[arm].items():
             low, high = entry["interval95"] or (math.nan, math.nan)
             lines.append(f"{arm:<10}{family:<16}{entry['n']:>6}   {entry['mean']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    for name, entry in evidence.get("studies", {}).items():
+        low, high = entry["interval95"] or (math.nan, math.nan)
+        told = f"{entry['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        lines += ["", f"study {name}, {entry['n_pairs']} seeds: test loss of full less controller_only {told}"]
     for arm, families in evidence.get("recovered", {}).items():
         lines += ["", f"{arm}: part of the gap to tuned weights recovered; runs lost"]
         lines += [_recovery_line(family, entry) for family, entry in families.items()]
@@ -152,12 +183,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.write and (flags.families or any(getattr(flags, n) < getattr(defaults, n) for n in LEAST)):
         raise UsageError("--write judges by all families and no fewer runs, draws and steps than the defaults")
     card, network, law = _policy(flags.policy)
-    evidence = measure(flags, network, law)
+    studies = studied(flags.studies)
+    evidence = {**measure(flags, network, law), **({"studies": studies} if studies else {})}
     rho, told = earned(evidence), command_line(PROG, argv)
     document = {"evidence": evidence, "rho": rho, "policy": card.get("sha256"), "provenance": provenance(told)}
     write_atomic(flags.output_dir / "evidence.json", json_dump(document))
     if flags.write:
-        asked = {"runs": flags.runs, "draws": flags.draws, "steps": flags.steps}
+        asked = {"runs": flags.runs, "draws": flags.draws, "steps": flags.steps, "studies": list(studies)}
         found = {"command": command_of(PROG, asked), **evidence}
         trained_with = {"trained_with": card.get("trained_with", card.get("versions"))}
         write_policy(flags.policy, "monitor", network, {**card, **trained_with, "rho": rho, "evidence": found})

@@ -11,9 +11,9 @@ from adaptive_loss.errors import UsageError
 from adaptive_loss.modes import modes
 from adaptive_loss.utils.config import Settings
 
-# A study's name for a mode, where the run itself is another mode: a phase-1 run calls the full system `adaptive`,
-# and `tuned` and `customary` are the baseline with weights that a search found, or that the task says are usual.
-RUN_AS = {"adaptive": "full", "tuned": "baseline", "customary": "baseline"}
+# A study's name for a mode, where the run itself is another mode: `tuned` and `customary` are the baseline with weights
+# that a search found, or that the task says are usual.
+RUN_AS = {"tuned": "baseline", "customary": "baseline"}
 OWN_START = ("tuned", "customary")
 REPLAYS = {"replay_mean": "fixed", "replay_schedule": "replay"}
 """An arm that replays the weights of another's finished run → the rule by which it does."""
@@ -80,7 +80,7 @@ def rule_arm(given: str, flag: str) -> Arm:
         UsageError: it is neither; ``flag`` and the choices are named.
 
     Example:
-        >>> rule_arm("adaptive", "--weightings").mode, rule_arm("gradnorm", "--weightings").weighting
+        >>> rule_arm("full_adaptive", "--weightings").mode, rule_arm("gradnorm", "--weightings").weighting
         ('full', 'gradnorm')
     """
     from adaptive_loss.weighting import weightings

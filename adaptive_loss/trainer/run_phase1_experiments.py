@@ -1,4 +1,4 @@
-"""Phase 1: fixed start weights against the whole adaptive system, over several seeds.
+"""Phase 1: fixed start weights against the adaptive system as it ships, over several seeds.
 
 python -m adaptive_loss.trainer.run_phase1_experiments --seeds 1 42 123 --epochs 30 --output results/phase1_results.csv
 """

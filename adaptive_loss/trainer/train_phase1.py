@@ -1,4 +1,4 @@
-"""One phase-1 run: fixed start weights, or with ``--adaptive`` the whole adaptive system.
+"""One phase-1 run: fixed start weights, or with ``--adaptive`` the adaptive system as it ships.
 
 python -m adaptive_loss.trainer.train_phase1 --adaptive --epochs 30 --seed 42 --logdir results/train_phase1
 """

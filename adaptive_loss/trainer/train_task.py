@@ -20,7 +20,7 @@ class Flags(TaskFlags, SingleFlags):
     """The flags of one run of a task."""
 
     adaptive: bool = False
-    """Short for --mode full: the whole adaptive system."""
+    """Short for --mode adaptive: the system as it ships."""
     mode: str | None = None
     """What adapts the weights: a file name in adaptive_loss/modes; baseline where neither is given."""
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(Flags, argv, PROG, "Train one task once.")
     if flags.adaptive and flags.mode is not None:
         raise UsageError("--adaptive and --mode exclude each other; give one of them")
-    mode = "full" if flags.adaptive else mode_name(flags.mode or "baseline", "--mode")
+    mode = "adaptive" if flags.adaptive else mode_name(flags.mode or "baseline", "--mode")
     return run_single(completed(flags, "train"), mode)
 
 
