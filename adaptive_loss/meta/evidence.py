@@ -13,7 +13,7 @@ held-out runs are the same every time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ ARMS = {"monitor": "greedy", "bold": "bold", "shuffled": "shuffled", "random": "
 HARM = 0.05
 """Harm, in log J, that no family's interval may allow for."""
 LEAST = ("runs", "draws", "steps")
+
+Workers = Callable[[Iterable[Any]], Any]
+ByFamily = dict[str, dict[str, list[float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,28 +73,44 @@ def measure(flags: Flags, network: Network, law: ControllerLaw) -> dict[str, dic
     With ``--rivals`` also ``recovered`` → arm → family (or ``all``) → what :func:`~adaptive_loss.meta.rivals.recovered`
     and :func:`~adaptive_loss.meta.rivals.overall` say.
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel
 
     problems = draw_problems(chosen_families(flags.families), flags.runs, HELD_OUT_SEEDS, flags.draws)
     workers = Parallel(n_jobs=flags.jobs or core_count())
-    todo = [(arm, problem) for arm in ARMS for problem in problems]
-    played: Any = workers(delayed(_played)(problem, ARMS[arm], network, law, flags.steps) for arm, problem in todo)
-    groups: dict[str, dict[str, list[float]]] = {arm: {} for arm in ARMS}
-    finals: dict[str, dict[str, list[float]]] = {}
-    for (arm, problem), (gains, nudged, never) in zip(todo, played, strict=True):
-        groups[arm].setdefault(problem.family, []).extend(gains)
-        of_family = finals.setdefault(problem.family, {})
-        of_family.setdefault("full" if arm == "monitor" else arm, []).extend(nudged)
-        if arm == "monitor":
-            of_family.setdefault("controller_only", []).extend(never)
-    found = {arm: summarised(families) for arm, families in groups.items()}
+    gains, finals = _with_monitors(workers, problems, network, law, flags.steps)
+    found = {arm: summarised(families) for arm, families in gains.items()}
     if not flags.rivals:
         return found
+    _add_rivals(workers, problems, flags.steps, finals)
+    return {**found, "recovered": _recovered(finals)}
+
+
+def _with_monitors(
+    workers: Workers, problems: Sequence[Problem], network: Network, law: ControllerLaw, steps: int
+) -> tuple[ByFamily, ByFamily]:
+    """Arm → family → gain a run, and family → arm → log J a run, ``full`` and ``controller_only`` among them."""
+    from joblib import delayed
+
+    todo = [(arm, problem) for arm in ARMS for problem in problems]
+    played = workers(delayed(_played)(problem, ARMS[arm], network, law, steps) for arm, problem in todo)
+    gains: ByFamily = {arm: {} for arm in ARMS}
+    finals: ByFamily = {problem.family: {} for problem in problems}
+    for (arm, problem), (won, nudged, never) in zip(todo, played, strict=True):
+        gains[arm].setdefault(problem.family, []).extend(won)
+        finals[problem.family].setdefault("full" if arm == "monitor" else arm, []).extend(nudged)
+        if arm == "monitor":
+            finals[problem.family].setdefault("controller_only", []).extend(never)
+    return gains, finals
+
+
+def _add_rivals(workers: Workers, problems: Sequence[Problem], steps: int, finals: ByFamily) -> None:
+    """Put every rival's log J a run into ``finals``."""
+    from joblib import delayed
+
     todo = [(name, problem) for name in RIVALS for problem in problems]
-    trained: Any = workers(delayed(one_thread_finals)(name, problem, flags.steps) for name, problem in todo)
+    trained = workers(delayed(one_thread_finals)(name, problem, steps) for name, problem in todo)
     for (name, problem), values in zip(todo, trained, strict=True):
         finals[problem.family].setdefault(name, []).extend(values)
-    return {**found, "recovered": _recovered(finals)}
 
 
 def _played(
@@ -102,7 +121,7 @@ def _played(
     return found.gains.tolist(), nudged, never
 
 
-def _recovered(finals: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+def _recovered(finals: ByFamily) -> dict[str, dict[str, Any]]:
     by_family = {family: recovered(of_family) for family, of_family in finals.items()}
     arms = next(iter(by_family.values()))
     return {
