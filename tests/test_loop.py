@@ -248,7 +248,7 @@ def test_permuted_test_labels_change_only_test_columns(
     other = loop.run(config, tmp_path / "permuted", quiet=True)
     timing = {"train_seconds", "peak_memory_mb", "steps_per_second"}
     changed = {name for name in plain if plain[name] != other[name]} - timing
-    assert changed == {"test_accuracy", "test_loss"}
+    assert changed == {"test_accuracy", "test_loss", "test_calibration_error"}
     for file in ("metrics.csv", "events.jsonl"):
         assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "permuted" / file).read_bytes()
 

@@ -20,6 +20,7 @@ from adaptive_loss.data import datasets
 from adaptive_loss.gradients import LookAhead
 from adaptive_loss.loss_monitor import MonitorConfig
 from adaptive_loss.losses import Terms
+from adaptive_loss.meta.evidence import earned
 from adaptive_loss.meta_controller import CLIMB, RULE, MetaController
 from adaptive_loss.policy_files import POLICIES, read_policy, write_policy
 from adaptive_loss.rl.networks import stack
@@ -90,8 +91,7 @@ def test_any_number_of_networks_and_terms_is_served(count: int) -> None:
 def test_the_shipped_policy_has_trained_networks_and_the_strength_that_its_evidence_allows() -> None:
     monitor, (card, network) = LossMonitor.from_policy(None), read_policy(POLICIES, "monitor")
     assert monitor.frozen and monitor.network is not None and set(monitor.network) == set(network)
-    low, _ = card["evidence"]["monitor"]["all"]["interval95"]
-    assert monitor.rho == card["rho"] == (1.0 if low > 0 else 0.0)
+    assert monitor.rho == card["rho"] == earned(card["evidence"])
 
 
 NAME = "term_hidden.weight"
@@ -252,13 +252,15 @@ def test_modes_take_the_policy_of_a_run(tmp_path: Path) -> None:
     config = RunConfig(dataset="digits", subset=200, epochs=1, batch_size=32, policy=policy(tmp_path))
     data = datasets.get("digits")(config.data_dir, seed=0, subset=200)
     laws = {}
-    for mode in ("full", "controller_only", "random_monitor", "lookahead_only"):
+    trained = {"adaptive", "full", "monitor_only"}
+    for mode in (*trained, "controller_only", "random_monitor", "lookahead_only"):
         modulators = prepare(from_json({**to_json(config), "mode": mode}), data).executor.modulators
         laws[mode] = [m.law for m in modulators if isinstance(m, MetaController)]
         monitors = [m for m in modulators if isinstance(m, LossMonitor)]
-        assert all(m.rho == 1.0 and not m.frozen for m in monitors)
-        assert all((m.network is not None) == (mode == "full") for m in monitors)
-    assert all(law == [RULE] for law in laws.values())
+        assert [m.rho for m in monitors] == [0.5 if mode == "adaptive" else 1.0] * len(monitors)
+        assert all(m.frozen == (mode in ("adaptive", "full")) for m in monitors)
+        assert all((m.network is not None) == (mode in trained) for m in monitors)
+    assert laws.pop("monitor_only") == [] and all(law == [RULE] for law in laws.values())
     own = prepare(from_json({**to_json(config), "mode": "controller_only", "policy": None}), data).executor.modulators
     assert [m.law for m in own if isinstance(m, MetaController)] == [CLIMB]
 

@@ -244,6 +244,9 @@ def test_rho_is_not_earned_against_a_real_study(tmp_path: Path) -> None:
     harmed, won = study("harmed", 0.1), study("won", -0.1)
     assert evidence.earned({**found([0.01, 0.2]), "studies": evidence.studied([won])}) == 1
     assert evidence.earned({**found([0.01, 0.2]), "studies": evidence.studied([won, harmed])}) == 0
+    rows = (won / "ablation_results.csv").read_text().replace("full,2,ok,1,9,0.5,1.2", "full,2,failed: NaN,1,9,,")
+    (tmp_path / "lost.csv").write_text(rows)
+    assert evidence.earned({**found([0.01, 0.2]), "studies": evidence.studied([tmp_path / "lost.csv"])}) == 0
     with pytest.raises(UsageError, match=r"--studies: .*nowhere"):
         evidence.studied([tmp_path / "nowhere"])
     (won / "ablation_results.csv").write_text(header + "\nfull,1,ok,1,9,0.5,1.0,0.5,0,0,1.0\n")
@@ -269,6 +272,13 @@ def test_the_evidence_is_written_on_the_card(tmp_path: Path, monkeypatch: pytest
     assert LossMonitor.from_policy(policy).rho == 1.0
     assert (policy / "monitor.safetensors").read_bytes() == before
     assert json.loads((out / "evidence.json").read_text())["policy"] == card["sha256"]
+    failed = {"full": 0, "controller_only": 0}
+    harm = {"n_pairs": 2, "difference": 0.15, "interval95": [0.1, 0.2], "failed": failed}
+    _, network = read_policy(policy, "monitor")
+    write_policy(policy, "monitor", network, {**card, "evidence": {"studies": {"real": harm}}})
+    assert evidence.main([*command, "--write"]) == 0  # a study that a card tells of is not forgotten
+    assert read_policy(policy, "monitor")[0]["rho"] == 0.0
+    write_policy(policy, "monitor", network, card)
     pretrain.run(replace(TINY, rounds=1, output_dir=policy))  # the same command again
     assert read_policy(policy, "monitor")[0]["rho"] == 1.0
 

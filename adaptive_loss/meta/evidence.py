@@ -58,7 +58,7 @@ class Flags:
     rivals: bool = False
     """Train the held-out runs in other ways too, and tell what part of the gap to tuned weights each recovers."""
     studies: tuple[Path, ...] = ()
-    """Folders of ``adaptive-loss ablate`` with the modes full and controller_only under this policy."""
+    """Folders of ``adaptive-loss ablate`` with the modes full and controller_only under this very policy."""
     write: bool = False
     """Set ρ on the card by what was found, and add the evidence to it."""
     output_dir: Path = Path("results/evidence")
@@ -131,22 +131,31 @@ def _recovered(finals: ByFamily) -> dict[str, dict[str, Any]]:
 
 
 def studied(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Folder's name → test loss of ``full`` less that of ``controller_only``, paired by seed, with its interval.
+    """Folder → test loss of ``full`` less that of ``controller_only``, paired by seed, its interval, and failed runs.
 
     Raises:
-        UsageError: a folder holds no results, or none of both modes.
+        UsageError: a folder holds no results, or no two seeds that finished under both modes.
     """
-    found = {}
-    for folder in folders:
-        try:
-            rows = read_rows(find_results(folder))
-        except ResultsError as error:
-            raise UsageError(f"--studies: {error}") from error
-        full, alone = ([row for row in rows if row["mode"] == mode] for mode in ("full", "controller_only"))
-        found[folder.name] = paired(full, alone, "test_loss")
-        if found[folder.name]["n_pairs"] < 2:
-            raise UsageError(f"--studies: {folder} has no two seeds under both full and controller_only; run them")
-    return found
+    return {str(folder): _study(folder) for folder in folders}
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    try:
+        rows = read_rows(find_results(folder))
+    except ResultsError as error:
+        raise UsageError(f"--studies: {error}") from error
+    full, alone = ([row for row in rows if row["mode"] == mode] for mode in ("full", "controller_only"))
+    found = paired(full, alone, "test_loss")
+    if found["n_pairs"] < 2:
+        raise UsageError(f"--studies: {folder} has no two seeds under both full and controller_only; run them")
+    failed = {"full": full, "controller_only": alone}
+    return {**found, "failed": {mode: sum(row["status"] != "ok" for row in rows) for mode, rows in failed.items()}}
+
+
+def _shows_harm(study: Mapping[str, Any]) -> bool:
+    """Whether the test loss rose for sure, or more runs failed."""
+    ends, failed = study["interval95"], study["failed"]
+    return (ends is not None and ends[0] > 0) or failed["full"] > failed["controller_only"]
 
 
 def earned(evidence: Mapping[str, Mapping[str, Any]]) -> float:
@@ -154,14 +163,14 @@ def earned(evidence: Mapping[str, Mapping[str, Any]]) -> float:
 
     Example:
         >>> found = {"monitor": {"all": {"interval95": [0.01, 0.02]}, "vae": {"interval95": [-0.01, 0.05]}}}
-        >>> earned(found), earned({**found, "studies": {"cifar10": {"interval95": [0.001, 0.02]}}})
+        >>> study = {"interval95": [0.001, 0.02], "failed": {"full": 0, "controller_only": 0}}
+        >>> earned(found), earned({**found, "studies": {"cifar10": study}})
         (1.0, 0.0)
     """
     intervals = [entry["interval95"] for entry in evidence["monitor"].values()]
     if any(ends is None or ends[0] < -HARM for ends in intervals):
         return 0.0
-    raised = [entry["interval95"] for entry in evidence.get("studies", {}).values()]
-    if any(ends is not None and ends[0] > 0 for ends in raised):
+    if any(map(_shows_harm, evidence.get("studies", {}).values())):
         return 0.0
     return 1.0 if evidence["monitor"]["all"]["interval95"][0] > 0 else 0.0
 
@@ -202,19 +211,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.write and (flags.families or any(getattr(flags, n) < getattr(defaults, n) for n in LEAST)):
         raise UsageError("--write judges by all families and no fewer runs, draws and steps than the defaults")
     card, network, law = _policy(flags.policy)
-    studies = studied(flags.studies)
+    studies = {**_told(card), **studied(flags.studies)}
     evidence = {**measure(flags, network, law), **({"studies": studies} if studies else {})}
     rho, told = earned(evidence), command_line(PROG, argv)
     document = {"evidence": evidence, "rho": rho, "policy": card.get("sha256"), "provenance": provenance(told)}
     write_atomic(flags.output_dir / "evidence.json", json_dump(document))
     if flags.write:
-        asked = {"runs": flags.runs, "draws": flags.draws, "steps": flags.steps, "studies": list(studies)}
+        asked: dict[str, Any] = {"runs": flags.runs, "draws": flags.draws, "steps": flags.steps}
+        asked |= {"rivals": True} if flags.rivals else {}
+        asked |= {"studies": flags.studies, "write": True}
         found = {"command": command_of(PROG, asked), **evidence}
         trained_with = {"trained_with": card.get("trained_with", card.get("versions"))}
         write_policy(flags.policy, "monitor", network, {**card, **trained_with, "rho": rho, "evidence": found})
     print(table(evidence))
     print(f"rho by this evidence: {rho:g}" + (f", written to {flags.policy / 'monitor.json'}" if flags.write else ""))
     return 0
+
+
+def _told(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The studies that the card tells of already: new evidence about the same networks does not undo them."""
+    evidence = card["evidence"]
+    return dict(evidence.get("studies", {})) if isinstance(evidence, dict) else {}
 
 
 def _policy(folder: Path) -> tuple[dict[str, Any], Network, ControllerLaw]:

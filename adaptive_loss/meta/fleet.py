@@ -156,7 +156,7 @@ def rate_level(done: int, steps: int) -> float:
         >>> [round(rate_level(done, 101), 3) for done in (0, 70, 85, 100)]
         [1.0, 1.0, 0.505, 0.01]
     """
-    left = (steps - 1 - done) / (FALL * (steps - 1))
+    left = (steps - 1 - done) / (FALL * max(steps - 1, 1))
     return min(1.0, LEAST_RATE + (1 - LEAST_RATE) * left)
 
 

@@ -2,12 +2,12 @@
 
 The first round's runs keep (half of them), follow the look-ahead or act at random (a quarter each); later rounds are
 played by the networks themselves, exploring, beside random runs. Rewards come from paired forks
-(:class:`~adaptive_loss.meta.episodes.Episodes`). After every round the networks play validation runs greedily, and
-what they won over never nudging is a point of the learning curve. The stop rule, written down before any run: after
-``--patience`` rounds in a row without a new best of that curve the rest is not worth its time. The last round's
-networks are written with ρ = 0; ``adaptive-loss evidence`` alone may raise it. The controller below is that of the
-output folder where it has one, else the package's. The same seed gives the same files; every round is kept, and the
-same command goes on from it.
+(:class:`~adaptive_loss.meta.episodes.Episodes`), unless ``--no-forks`` says otherwise. After every round the networks
+play validation runs greedily, and what they won over never nudging is a point of the learning curve. The stop rule,
+written down before any run: after ``--patience`` rounds in a row without a new best of that curve the rest is not worth
+its time. The last round's networks are written with ρ = 0; ``adaptive-loss evidence`` alone may raise it. The
+controller below is that of the output folder where it has one, else the package's. The same seed gives the same files;
+every round is kept, and the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Training:
     def take_in(self, family: str, found: Rollout) -> None:
         """Store a problem's episodes, one after the other, rewards in the family's unit.
 
-        That is the median size of what a nudge was paid in the first round: families whose losses move much would drown
+        That is the median size of the first round's rewards that are not 0: families whose losses move much would drown
         the others. No decision depends on it, as it is one for all actions of a family.
         """
         _, runs, size = found.observations.shape

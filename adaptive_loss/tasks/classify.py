@@ -65,14 +65,13 @@ def statistics_left_alone(model: nn.Module) -> Iterator[None]:
     Those are for evaluation, on images as they come: mixed ones have less contrast, and would spoil them.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.momentum = 0.0
+        layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 class MeanTeacher:

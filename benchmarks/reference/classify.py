@@ -34,10 +34,10 @@ def mixup(model: nn.Module, images: Tensor, labels: Tensor, draw: Generator) -> 
     partners = torch.randperm(len(images), generator=draw)[:part]
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in layers:
-        layer.momentum = 0.0
+        layer.track_running_stats = False
     logits = model(share * images[:part] + (1 - share) * images[partners])
     for layer in layers:
-        layer.momentum = 0.1
+        layer.track_running_stats = True
     return share * F.cross_entropy(logits, labels[:part]) + (1 - share) * F.cross_entropy(logits, labels[partners])
 
 
