@@ -144,7 +144,7 @@ class LossMonitor(Modulator):
         if context.objective is None or context.step < self.next_decision or not self.nudges.moving or self._has_ended:
             return []
         length = context.step if self.total_steps is None else self.total_steps
-        self.next_decision = context.step + max(self.config.every, length // self.config.decisions)
+        self.next_decision = context.step + self.config.interval(length)
         return self._decide(context, None if self.frozen else context.objective())
 
     def end_epoch(self, context: Context, metrics: Mapping[str, float]) -> list[Event]:

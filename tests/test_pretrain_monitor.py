@@ -212,7 +212,7 @@ def test_rewards_are_learned_in_their_familys_unit_which_the_first_round_sets() 
 
     def round_of(rewards: list[list[float]]) -> Rollout:
         finals = torch.zeros(2, 2)
-        return Rollout(seen, torch.ones(3, 2, dtype=torch.long), torch.tensor(rewards), masks, finals, finals[0])
+        return Rollout(seen, torch.ones(3, 2, dtype=torch.long), torch.tensor(rewards), masks, finals)
 
     training.take_in("pull", round_of([[0.02, 0.0], [-0.02, 0.0], [0.08, 9.0]]))
     assert training.units == {"pull": pytest.approx(0.02)}  # the lower median of .02, .02, .08 and 9

@@ -64,7 +64,7 @@ class Episodes:
         self._watched = {row: self._steering(family, row, law, steps) for row in rows}
         self.steered = [self._watched[row] for row in rows[: self.n]]
         self._kept = [steering.nudges.residual for steering in self.steered]
-        self.every = max(config.every, steps // config.decisions)
+        self.every = config.interval(steps)
         self._follows = torch.cat([self._nudged, self._nudged, self._never])
         self._train(self.every)
 
@@ -103,8 +103,7 @@ class Episodes:
 
     def last_gain(self) -> Tensor:
         """[N] log J_never − log J_nudged of the judged losses as they are now, clipped to ±1."""
-        nudged, never = self.finals()
-        return (never - nudged).clamp(-CLIP, CLIP)
+        return gained(self.finals())
 
     def finals(self) -> Tensor:
         """[2, N] log J of the nudged runs and of those never nudged."""
@@ -126,6 +125,17 @@ class Episodes:
     def _train(self, steps: int) -> None:
         for _ in range(steps):
             advance(self.fleet, self._weights(), self._watched, self._follows)
+
+
+def gained(finals: Tensor) -> Tensor:
+    """[N] log J_never − log J_nudged, clipped to ±1, of [2, N] log J of the nudged runs and of those never nudged.
+
+    Example:
+        >>> gained(torch.tensor([[1.0, 5.0], [1.5, 0.0]])).tolist()
+        [0.5, -1.0]
+    """
+    nudged, never = finals
+    return (never - nudged).clamp(-CLIP, CLIP)
 
 
 def _gain(worse: Tensor, better: Tensor) -> Tensor:

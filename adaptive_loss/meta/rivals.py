@@ -68,8 +68,7 @@ def population(problem: Problem, steps: int, members: int) -> list[float]:
     free = _free(fleet.family)
     apart = (2 * torch.rand(fleet.start.shape, generator=dice, dtype=torch.float64) - 1) * free
     apart[:n] = 0.0
-    weights, config = fleet.start * 10**apart, MonitorConfig()
-    every = max(config.every, steps // config.decisions)
+    weights, every = fleet.start * 10**apart, MonitorConfig().interval(steps)
     while fleet.done < steps:
         for _ in range(min(every, steps - fleet.done)):
             fleet.step(weights)

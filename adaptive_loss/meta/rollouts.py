@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptive_loss.errors import UsageError
-from adaptive_loss.meta.episodes import Episodes
+from adaptive_loss.meta.episodes import Episodes, gained
 from adaptive_loss.meta.fleet import STEPS, draw_family
 from adaptive_loss.meta.problems import Problem
 from adaptive_loss.meta_controller import CLIMB, ControllerLaw
@@ -36,7 +36,6 @@ class Rollout:
     Args:
         observations: [T + 1, N, D]; actions: [T, N]; rewards: [T, N]; masks: [T + 1, N, A].
         finals: [2, N] log J of the nudged runs and of those never nudged.
-        gains: [N] log J_never − log J_nudged, clipped.
     """
 
     observations: Tensor
@@ -44,7 +43,11 @@ class Rollout:
     rewards: Tensor
     masks: Tensor
     finals: Tensor
-    gains: Tensor
+
+    @property
+    def gains(self) -> Tensor:
+        """[N] log J_never − log J_nudged, clipped to ±1."""
+        return gained(self.finals)
 
 
 def rollout(
@@ -79,7 +82,7 @@ def rollout(
         observations.append(episodes.observations())
         masks.append(episodes.masks())
     parts = (torch.stack(part) for part in (observations, actions, rewards, masks))
-    return Rollout(*parts, finals=episodes.finals(), gains=episodes.last_gain())
+    return Rollout(*parts, finals=episodes.finals())
 
 
 def behaviour(name: str, seed: int, network: Network | None = None) -> Choose:

@@ -205,7 +205,6 @@ def equivariant_values(parameters: Parameters, observation: Array) -> Array:
         >>> equivariant_values(parameters, np.zeros(2 + 5 * 3, np.float32)).shape
         (4, 12)
     """
-
     n_global, n_term = parameters["global_in.weight"].shape[1], parameters["term_in.weight"].shape[1]
     shared, blocks = observation[None, :n_global], observation[n_global:].reshape(-1, n_term)
 

@@ -53,6 +53,15 @@ class MonitorConfig:
     updates: int = 4
     dqn: DQNConfig = DQNConfig(n_step=3, batch_size=16, capacity=1000, learning_starts=8)
 
+    def interval(self, length: int) -> int:
+        """Steps from one decision to the next in a run of this length.
+
+        Example:
+            >>> MonitorConfig().interval(150), MonitorConfig().interval(10_000)
+            (10, 100)
+        """
+        return max(self.every, length // self.decisions)
+
 
 class Nudges:
     """The residual u of K terms, M of which may move, and the 2 + 2M actions on it.

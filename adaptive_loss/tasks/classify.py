@@ -64,7 +64,8 @@ def statistics_left_alone(model: nn.Module) -> Iterator[None]:
 
     Those are for evaluation, on images as they come: mixed ones have less contrast, and would spoil them.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    layers = [norm for norm in norms if norm.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
