@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,14 +86,16 @@ class sample_quality:
 
     In an autoencoder fresh samples pass the decoder alone, so their quality has no gradient at the encoder, and a
     term that acts there, such as a VAE's KL, is out of sight. With ``reconstruct`` the way is taken in two legs that
-    both networks move, d(samples, reconstructions) + d(reconstructions, data); by the triangle inequality of the
-    distance √d, twice their sum bounds d(samples, data).
+    both networks move, d(samples, reconstructions) + λ·d(reconstructions, data); by the triangle inequality of the
+    distance √d, 1 + 1/λ times their sum bounds d(samples, data) for every λ > 0. The greater λ, the less it takes
+    reconstructions that resemble samples because both are blurred.
 
     Args:
         generate: ``generate(count, generator)`` → samples, like a batch of ``data`` in shape and scale. It draws all
             its noise from ``generator`` (on the CPU), e.g. ``torch.randn(count, 16, generator=generator)``.
         data: held-out examples [n, …].
         reconstruct: ``reconstruct(examples, generator)`` → their reconstructions, for an autoencoder; else None.
+        fidelity: λ, how much the second leg counts; without ``reconstruct`` it is not used.
         features: samples → [N, D], frozen and differentiable, e.g. ``load_features("digits", "probe").features``.
         batch_size: samples a batch; fewer where there are fewer data.
         batches: batches a call; the more, the less noise.
@@ -100,7 +103,7 @@ class sample_quality:
         seed: of the generator.
 
     Raises:
-        ValueError: fewer than 2 data or samples a batch, or less than one batch.
+        ValueError: fewer than 2 data or samples a batch, less than one batch, or a fidelity that is not above 0.
 
     Example:
         >>> generator = torch.nn.Linear(4, 2)
@@ -118,6 +121,7 @@ class sample_quality:
         features: Callable[[Tensor], Tensor],
         *,
         reconstruct: Reconstruct | None = None,
+        fidelity: float = 2.0,
         batch_size: int = 64,
         batches: int = 4,
         model: nn.Module | None = None,
@@ -128,7 +132,9 @@ class sample_quality:
             raise ValueError(f"sample quality needs {LEAST} held-out examples and samples, not {self.batch_size}")
         if batches < 1:
             raise ValueError(f"the probe's batches is {batches}; give at least 1")
-        self.generate, self.reconstruct, self.features = generate, reconstruct, features
+        if not (math.isfinite(fidelity) and fidelity > 0):
+            raise ValueError(f"the probe's fidelity is {fidelity}; give a finite number above 0")
+        self.generate, self.reconstruct, self.features, self.fidelity = generate, reconstruct, features, fidelity
         self.data, self.model, self.batches = data, model, batches
         with torch.no_grad():
             self.reference = torch.cat([features(part) for part in data.split(batch_size)])
@@ -147,7 +153,7 @@ class sample_quality:
         # Other examples are compared with, so that being like one's own original counts for nothing.
         between = self.features(self.reconstruct(self.data[rows], self.generator))
         others = torch.randperm(len(self.data), generator=self.generator)[: self.batch_size].to(self.data.device)
-        return kernel_distance(samples, between) + kernel_distance(between, self.reference[others])
+        return kernel_distance(samples, between) + self.fidelity * kernel_distance(between, self.reference[others])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generator stands."""

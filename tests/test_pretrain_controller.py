@@ -149,9 +149,9 @@ def test_the_search_never_sees_the_runs_of_the_comparison(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(meta, "one_thread_cost", note)
     monkeypatch.setattr(meta, "compare_with_first", lambda law, flags, names: {"all": {"interval95": None}})
-    highest = problems.HELD_OUT_SEEDS // 2 - 1
+    highest = problems.VALIDATION_SEEDS // 2 - 1
     meta.run(replace(TINY, seed=highest, output_dir=tmp_path))
-    assert problems.HELD_OUT_SEEDS - 4 < max(seen) < problems.HELD_OUT_SEEDS
+    assert problems.VALIDATION_SEEDS - 4 < max(seen) < problems.VALIDATION_SEEDS
 
 
 def test_the_command_writes_a_policy_from_worker_processes(tmp_path: Path) -> None:

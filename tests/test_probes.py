@@ -1,5 +1,7 @@
 """held_out and sample_quality: what they draw, what they leave alone, what they refuse."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -164,16 +166,18 @@ def test_only_with_reconstructions_does_an_encoder_feel_sample_quality():
     assert encoder.weight.grad is not None and encoder.weight.grad.abs().sum() > 0
 
 
-def test_with_reconstructions_it_is_the_sum_of_two_legs():
+@pytest.mark.parametrize(("given", "part"), [({}, 2.0), ({"fidelity": 0.5}, 0.5)])
+def test_with_reconstructions_it_is_the_sum_of_two_legs(given, part):
     def blur(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return x / 2 + torch.randn(x.shape, generator=generator)
 
-    probe = sample_quality(noise, REAL, identity, reconstruct=blur, batch_size=8, batches=1, seed=4)
+    probe = sample_quality(noise, REAL, identity, reconstruct=blur, batch_size=8, batches=1, seed=4, **given)
     generator = torch.Generator().manual_seed(4)
     rows, samples = torch.randperm(60, generator=generator)[:8], noise(8, generator)
     between = blur(REAL[rows], generator)
     others = torch.randperm(60, generator=generator)[:8]
-    assert float(probe()) == float(kernel_distance(samples, between) + kernel_distance(between, REAL[others]))
+    first, second = kernel_distance(samples, between), kernel_distance(between, REAL[others])
+    assert float(probe()) == float(first + part * second)
 
 
 def test_it_is_a_probe_of_the_executor():
@@ -192,7 +196,15 @@ def test_it_is_a_probe_of_the_executor():
     assert torch.equal(saved["generator"], probe.state_dict()["generator"])
 
 
-@pytest.mark.parametrize(("changes", "part"), [({"batch_size": 1}, "not 1"), ({"batches": 0}, "batches is 0")])
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"batch_size": 1}, "not 1"),
+        ({"batches": 0}, "batches is 0"),
+        ({"fidelity": 0.0}, "fidelity is 0.0"),
+        ({"fidelity": math.inf}, "fidelity is inf"),
+    ],
+)
 def test_sample_quality_refuses_too_little(changes, part):
     with pytest.raises(ValueError, match=part):
         sample_quality(noise, REAL, identity, **changes)

@@ -22,7 +22,7 @@ from typing import Any
 from adaptive_loss.errors import UsageError
 from adaptive_loss.meta.costs import one_thread_cost, one_thread_differences
 from adaptive_loss.meta.pretrain_flags import PretrainFlags
-from adaptive_loss.meta.problems import HELD_OUT_SEEDS, command_of, draw_problems, summarised
+from adaptive_loss.meta.problems import HELD_OUT_SEEDS, VALIDATION_SEEDS, command_of, draw_problems, summarised
 from adaptive_loss.meta_controller import CLIMB, ControllerLaw
 from adaptive_loss.policy_files import write_policy
 from adaptive_loss.records import json_dump, write_atomic
@@ -177,7 +177,7 @@ def run(flags: Flags) -> int:
 
 def _check(flags: Flags) -> None:
     least = {"generations": 2, "population": 2, "runs": 1, "held_out": 1, "steps": 20}
-    flags.check(least, seeds=HELD_OUT_SEEDS // max(flags.generations * flags.runs, 1))
+    flags.check(least, seeds=VALIDATION_SEEDS // max(flags.generations * flags.runs, 1))
     if not (math.isfinite(flags.sigma) and flags.sigma > 0):
         raise UsageError(f"--sigma is {flags.sigma}; give a finite number above 0")
 

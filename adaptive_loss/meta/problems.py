@@ -12,10 +12,10 @@ from adaptive_loss.meta.families import families
 from adaptive_loss.meta.fleet import trained_families
 from adaptive_loss.trainer.simple_ablation_analysis import bca_interval
 
-HELD_OUT_SEEDS = 1_000_000
-"""Problems that judge have seeds from here on, which no training reaches."""
+HELD_OUT_SEEDS = 3_000_000
+"""Problems that judge have seeds from here on, which no training reaches. Raise it once they have judged often."""
 VALIDATION_SEEDS = 900_000
-"""Problems that training watches itself by have seeds from here on."""
+"""Problems that training watches itself by have seeds from here on, and those it learns from lie below."""
 
 
 @dataclass(frozen=True)
