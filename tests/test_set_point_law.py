@@ -1,4 +1,4 @@
-"""The law that holds a term at its target: in any unit, whatever the optimizer remembers, and bit for bit after a cut."""
+"""The law that holds a term at its target: in any unit, whatever Adam remembers, and bit for bit after a cut."""
 
 from __future__ import annotations
 
