@@ -462,6 +462,23 @@ def test_the_diffusion_rules_run_and_are_given_the_levels(name: str, rule: str) 
     assert training.executor.weights == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["adaptive", "lookahead_only"])
+def test_a_mode_that_adapts_weighs_buckets_by_their_means_unless_a_rule_is_named(mode: str) -> None:
+    wrong = replace(SMALL["diffusion_2d"], weights={"bucket_3": 10.0}, epochs=20)
+
+    def weights_over(config: RunConfig) -> list[dict[str, float]]:
+        training, seen = prepare(config, data_of("diffusion_2d")), []
+        for _ in range(20):
+            training.learner.learn(training.task.losses(torch.arange(16)))
+            seen.append(training.weights)
+        return seen
+
+    adapted, by_means = weights_over(replace(wrong, mode=mode)), weights_over(replace(wrong, weighting="inverse_ema"))
+    assert adapted == by_means and adapted[-1]["bucket_3"] != 10.0
+    named = prepare(replace(wrong, mode=mode, weighting="p2"), data_of("diffusion_2d")).executor
+    assert named.weighting.name == "p2" and named.modulators
+
+
 @pytest.mark.parametrize("rule", ["gradnorm", "lr_annealing", "dwa", "uncertainty"])
 def test_other_rules_run_where_they_can(rule: str) -> None:
     training = prepare(replace(SMALL["diffusion_2d"], weighting=rule), data_of("diffusion_2d"))

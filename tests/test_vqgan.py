@@ -255,8 +255,8 @@ def test_the_rule_vqgan_weighs_the_adversarial_term_alone_at_the_last_layer() ->
 
 
 def test_the_models_own_rule_has_options_and_others_are_as_ever() -> None:
-    assert build(weighting="dwa").weighting().name == "dwa"
-    assert build(weighting="vqgan", wanted=["reconstruction", "hinge"]).weighting().name == "fixed"
+    assert build().weighting("dwa").name == "dwa"
+    assert build(wanted=["reconstruction", "hinge"]).weighting("vqgan").name == "fixed"
 
 
 def test_the_balancer_taps_the_output() -> None:

@@ -68,6 +68,10 @@ class Task(ABC):
     them there, and no look-ahead moves them. ``--targets`` says otherwise."""
     pinned: ClassVar[tuple[str, ...]] = ()
     """Auxiliaries that hold an estimator together: no look-ahead moves them, and no study starts from them wrong."""
+    in_buckets: ClassVar[bool] = False
+    """Whether the terms are one loss in buckets, of noise levels say. They compete for one network, and a look-ahead of
+    one step takes the part that learns fastest for the one that is worth most; so where ``--weighting`` names no rule,
+    a mode that adapts weighs them by ``inverse_ema``, and no look-ahead moves them."""
     rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"
@@ -140,9 +144,9 @@ class Task(ABC):
         """An opponent's wanted terms on the training examples ``rows``, the same as ``losses()`` gets after it."""
         raise NotImplementedError
 
-    def weighting(self) -> Weighting:
-        """The rule that ``--weighting`` names, made with what the task knows of the rule's needs."""
-        rule = weightings.get(self.config.weighting)
+    def weighting(self, name: str) -> Weighting:
+        """The rule of that name, made with what the task knows of the rule's needs."""
+        rule = weightings.get(name)
         known = {**self.rule_options, "a schedule": {"schedule": self.config.schedule}}
         options = {key: value for need in rule.needs for key, value in known.get(need, {}).items()}
         return rule(len(self.terms), **options)

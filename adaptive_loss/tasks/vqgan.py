@@ -108,11 +108,11 @@ class VQGANTask(ImageTask):
         made = self._reconstruct(images)
         return 2 * (made - images).abs().mean() + F.mse_loss(self.perceive(made), self.perceive(images))
 
-    def weighting(self) -> Weighting:
+    def weighting(self, name: str) -> Weighting:
         """``vqgan`` and ``switch_on`` are about the adversarial term."""
-        name, count = self.config.weighting, len(self.terms)
+        count = len(self.terms)
         if name not in ("vqgan", "switch_on"):
-            return super().weighting()
+            return super().weighting(name)
         if "adversarial" not in self.wanted:
             return Fixed(count)
         if name == "vqgan":

@@ -26,7 +26,9 @@ from adaptive_loss.tasks.base import Task
 from adaptive_loss.utils.config import RunConfig, held_targets, resolve_device, start_weights, to_json
 from adaptive_loss.utils.logging import RunLogger
 from adaptive_loss.utils.performance import Timer
-from adaptive_loss.weighting.fixed import Fixed
+
+BUCKET_RULE = "inverse_ema"
+"""What a mode that adapts weighs one loss in buckets by, in place of its modulators."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,16 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     task = kind(config, data, device, wanted=wanted, train=held)
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
-    modulators = mode.modulators(config.policy)
+    by_bucket = kind.in_buckets and mode.adapts and config.weighting == "fixed"
+    modulators = () if by_bucket else mode.modulators(config.policy)
+    rule = BUCKET_RULE if by_bucket else config.weighting
     guards = Guards(spikes=kind.steady)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
         base=kind.base,
         targets=targets,
         pinned=[name for name in kind.pinned if name not in targets],
-        weighting=Fixed(len(kind.terms)) if mode.base_only else task.weighting(),  # a rule has nothing to weigh there
+        weighting=task.weighting("fixed" if mode.base_only else rule),  # a rule has nothing to weigh on the base alone
         modulators=modulators,
         probe=task.probe if modulators else None,
         guards=guards,
