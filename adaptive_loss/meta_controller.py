@@ -135,7 +135,7 @@ class ControllerLaw:
 RULE = ControllerLaw()
 """The gauge-projected, front-loaded look-ahead rule on its own."""
 
-CLIMB = ControllerLaw(early_step=1.4, late_step=1.0, early_band=0.55, late_band=0.4, climbs=True)
+CLIMB = ControllerLaw(early_step=1.4, late_step=0.35, early_band=0.55, late_band=0.4, climbs=True)
 """The law that asks its look-aheads anew at every weight it comes to, and stops where they do."""
 
 ZERO = ControllerLaw(gain=0.0, early_step=0.0, late_step=0.0)
