@@ -121,7 +121,7 @@ class sample_quality:
         features: Callable[[Tensor], Tensor],
         *,
         reconstruct: Reconstruct | None = None,
-        fidelity: float = 2.0,
+        fidelity: float = 1.0,
         batch_size: int = 64,
         batches: int = 4,
         model: nn.Module | None = None,

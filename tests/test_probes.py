@@ -166,7 +166,7 @@ def test_only_with_reconstructions_does_an_encoder_feel_sample_quality():
     assert encoder.weight.grad is not None and encoder.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("given", "part"), [({}, 2.0), ({"fidelity": 0.5}, 0.5)])
+@pytest.mark.parametrize(("given", "part"), [({}, 1.0), ({"fidelity": 0.5}, 0.5)])
 def test_with_reconstructions_it_is_the_sum_of_two_legs(given, part):
     def blur(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return x / 2 + torch.randn(x.shape, generator=generator)
