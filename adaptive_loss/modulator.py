@@ -19,6 +19,10 @@ from adaptive_loss.weighting.base import Context
 
 DOMINATES = 0.99
 """Share of Σⱼ wⱼ|Lⱼ| above which a term hides all others."""
+FAR = 0.1
+"""Part of its target by which such a term must lie below it to hurry; noise alone does not go so far."""
+_KEPT = 0.999
+"""Part of what the optimizer's memory was not told that counts on the next step; Adam forgets as slowly by itself."""
 _TOLD = 0.2
 """Nats by which the gradient's length changes before the optimizer's memory is told, which costs as much as a step."""
 
@@ -82,9 +86,10 @@ class SetPoint(Modulator):
     executor's reach bounds the sum, the law does not wind up beyond it, and an alarm sounds where it stays there.
 
     Where a loss is in large units, its term drowns the rest at first and its weight has many nats to go. So a term that
-    is below its target and holds more than 0.99 of Σⱼ wⱼ|L̄ⱼ| falls at once, η = 1; and the optimizer's memory is
-    told (:func:`~adaptive_loss.optimizer_memory.rescale_memory`), as it would go on dividing by gradients that are
-    long gone. There is no look-ahead to say how long the gradient is, so its length is taken to go as Σⱼ wⱼ|L̄ⱼ| does.
+    is a tenth below its target and holds more than 0.99 of Σⱼ wⱼ|L̄ⱼ| falls at once, η = 1, until it is back at its
+    target for the first time; and the optimizer's memory is told
+    (:func:`~adaptive_loss.optimizer_memory.rescale_memory`), as it would go on dividing by gradients that are long
+    gone. There is no look-ahead at every step, so the gradient's length is guessed to go as Σⱼ wⱼ|L̄ⱼ| does.
 
     Args:
         rate: η, per step. While a model improves, its weight has to follow: the loss stays off its target by the pace
@@ -103,6 +108,7 @@ class SetPoint(Modulator):
         """Make a knob for every constraint."""
         super().bind(terms, total_steps, seed)
         self.knobs = {name: self._knob(name, target) for name, target in terms.targets.items()}
+        self.hurried, self.settled = (torch.zeros(len(terms.names), dtype=torch.bool) for _ in range(2))
 
     def _knob(self, name: str, target: float) -> Knob:
         return Knob(
@@ -125,18 +131,27 @@ class SetPoint(Modulator):
         for name, knob in self.knobs.items():
             i = self.terms.names.index(name)
             if context.present[i]:
-                knob.law = self._law(knob.target, hurries=bool(dominant[i]) and float(means[i]) < knob.target)
+                hurries = self._hurries(i, float(means[i]), knob.target, bool(dominant[i]))
+                knob.law = self._law(knob.target, hurries)
                 self.log_gain[i] = knob.observe(float(means[i]))
         self._tell_memory(context, parts, self.log_gain - before)
         return reported(self.alarms, context.step)
 
+    def _hurries(self, i: int, mean: float, target: float, dominant: bool) -> bool:
+        self.settled[i] |= self.hurried[i] & (mean >= target)
+        hurries = dominant and not self.settled[i] and target - mean > FAR * abs(target)
+        self.hurried[i] |= hurries
+        return hurries
+
     def _tell_memory(self, context: Context, parts: Tensor, change: Tensor) -> None:
+        if context.rescale is None:
+            return
         after = parts * change.exp()
         if self.terms.base is None:  # then the weights keep their sum
             after = after * (context.weights.sum() / (context.weights * change.exp()).sum())
-        if parts.any():
-            self.untold += float((after.sum() / parts.sum()).log())
-        if abs(self.untold) > _TOLD and context.rescale is not None:
+        grown = float((after.sum() / parts.sum()).log()) if parts.any() else 0.0
+        self.untold = _KEPT * self.untold + (grown if math.isfinite(grown) else 0.0)
+        if abs(self.untold) > _TOLD:
             context.rescale(math.exp(self.untold))
             self.untold = 0.0
 
@@ -145,13 +160,15 @@ class SetPoint(Modulator):
         return unreached(self.knobs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gains, knobs, and what the optimizer's memory has not been told yet."""
+        """Gains, knobs, who has hurried and settled, and what the optimizer's memory has not been told yet."""
         knobs = {name: knob.state_dict() for name, knob in self.knobs.items()}
-        return {**super().state_dict(), "knobs": knobs, "untold": self.untold}
+        hurry = {"hurried": self.hurried.clone(), "settled": self.settled.clone()}
+        return {**super().state_dict(), **hurry, "knobs": knobs, "untold": self.untold}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         super().load_state_dict(state)
+        self.hurried, self.settled = (state[name].clone() for name in ("hurried", "settled"))
         self.untold = state["untold"]
         for name, knob in self.knobs.items():
             knob.load_state_dict(state["knobs"][name])

@@ -37,9 +37,9 @@ class Weigher:
     def __init__(self, terms: Terms, rule: Weighting, modulators: Sequence[Modulator], guards: Guards) -> None:
         self.terms, self.rule, self.modulators, self.guards = terms, rule, modulators, guards
         self.plain = isinstance(rule, Fixed) and not modulators
-        has_target = torch.tensor([name in terms.targets for name in terms.names])
-        self.free = terms.movable | has_target
-        self._reach = torch.where(has_target, TARGET_REACH, REACH).double()
+        has_target = [name in terms.targets for name in terms.names]
+        self.free = terms.movable | torch.tensor(has_target)
+        self._reach = torch.tensor([TARGET_REACH if held else REACH for held in has_target], dtype=torch.float64)
         self.held: dict[tuple[str, str], int] = {}
         self._scale, self._zeros = terms.start_weights * terms.unit, torch.zeros_like(terms.start_weights)
         self._off, self._all = ~terms.active, torch.ones_like(terms.active)

@@ -462,8 +462,8 @@ def test_the_diffusion_rules_run_and_are_given_the_levels(name: str, rule: str) 
     assert training.executor.weights == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["adaptive", "lookahead_only"])
-def test_a_mode_that_adapts_weighs_buckets_by_their_means_unless_a_rule_is_named(mode: str) -> None:
+@pytest.mark.parametrize(("named", "rule"), [("fixed", "inverse_ema"), ("p2", "p2")])
+def test_adaptive_weighs_buckets_by_a_rule_alone(named: str, rule: str) -> None:
     wrong = replace(SMALL["diffusion_2d"], weights={"bucket_3": 10.0}, epochs=20)
 
     def weights_over(config: RunConfig) -> list[dict[str, float]]:
@@ -473,10 +473,11 @@ def test_a_mode_that_adapts_weighs_buckets_by_their_means_unless_a_rule_is_named
             seen.append(training.weights)
         return seen
 
-    adapted, by_means = weights_over(replace(wrong, mode=mode)), weights_over(replace(wrong, weighting="inverse_ema"))
-    assert adapted == by_means and adapted[-1]["bucket_3"] != 10.0
-    named = prepare(replace(wrong, mode=mode, weighting="p2"), data_of("diffusion_2d")).executor
-    assert named.weighting.name == "p2" and named.modulators
+    adapted, ruled = (
+        weights_over(c) for c in (replace(wrong, mode="adaptive", weighting=named), replace(wrong, weighting=rule))
+    )
+    assert adapted == ruled and adapted[-1] != wrong.weights
+    assert prepare(replace(wrong, mode="controller_only"), data_of("diffusion_2d")).executor.modulators
 
 
 @pytest.mark.parametrize("rule", ["gradnorm", "lr_annealing", "dwa", "uncertainty"])

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from adaptive_loss import Guards, LossExecutor
-from adaptive_loss.guards import TARGET_REACH
+from adaptive_loss.events import Event
+from adaptive_loss.guards import REACH, TARGET_REACH
+from adaptive_loss.modulator import Modulator
+from adaptive_loss.weighting.base import Context
 
 QUIET = Guards(spikes=False, share_cap=None)
 WANTED = torch.tensor([3.0, -2.0, 1.0])
@@ -39,15 +42,57 @@ def test_a_target_is_held_in_every_unit(unit: float) -> None:
     assert executor.weights["fit"] * unit == pytest.approx(math.sqrt(14) - 1, rel=0.1)
 
 
+class Pushed(Modulator):
+    """Raises every term that it may."""
+
+    def after_step(self, context: Context) -> list[Event]:
+        self.log_gain += 1.0
+        return []
+
+
 def test_only_a_term_with_a_target_goes_beyond_the_reach_of_others() -> None:
     p = torch.ones(1, requires_grad=True)
     optimizer = torch.optim.SGD([p], lr=0.0)
-    executor = LossExecutor({"fit": 1.0, "kl": 1.0}, base="fit", targets={"kl": 1e-20}, guards=QUIET)
+    start = {"fit": 1.0, "kl": 1.0, "other": 1.0}
+    executor = LossExecutor(start, base="fit", targets={"kl": 1e-20}, modulators=[Pushed()], guards=QUIET)
     for _ in range(300):
-        executor({"fit": p.sum(), "kl": p.sum()}).backward()
+        executor({name: p.sum() for name in start}).backward()
         executor.step(optimizer)
     assert math.log(executor.weights["kl"]) == pytest.approx(TARGET_REACH)
+    assert math.log(executor.weights["other"]) == pytest.approx(REACH)
     assert "at its bound" in executor.unreached["kl"]
+
+
+def test_noise_on_a_loss_that_is_mostly_offset_does_not_move_its_weight_away() -> None:
+    p, dice = torch.zeros(3, requires_grad=True), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([p], lr=0.1)
+    executor = LossExecutor({"fit": 1.0, "pull": 1.0}, base="pull", targets={"fit": 1001.0}, guards=QUIET)
+    seen = []
+    for _ in range(900):
+        optimizer.zero_grad()
+        noise = 10 * torch.randn((), generator=dice)
+        executor({"fit": fit(p) + 1000 + noise, "pull": p.square().sum() / 2}).backward()
+        executor.step(optimizer)
+        seen.append(math.log(executor.weights["fit"]))
+    steady = sum(seen[450:]) / 450
+    assert not executor.modulators[0].hurried.any() and abs(steady) < 0.2  # 1% of noise hides the fit
+
+
+def test_shadow_mode_tells_the_optimizer_nothing() -> None:
+    def state(apply: bool) -> torch.Tensor:
+        p = torch.zeros(3, requires_grad=True)
+        optimizer = torch.optim.Adam([p], lr=0.0)
+        executor = LossExecutor(
+            {"fit": 1.0, "pull": 1.0}, base="pull", targets={"fit": 1e-3}, guards=QUIET, apply=apply
+        )
+        for _ in range(40):
+            optimizer.zero_grad()
+            executor({"fit": fit(p), "pull": p.square().sum() / 2}).backward()
+            executor.step(optimizer)
+        return optimizer.state[p]["exp_avg_sq"] / (1 - 0.999**40)
+
+    torch.testing.assert_close(state(apply=False).sqrt(), WANTED.abs(), rtol=1e-4, atol=0)
+    assert (state(apply=True).sqrt() > 2 * WANTED.abs()).all()
 
 
 def fall(losses: dict[str, float]) -> float:
@@ -65,6 +110,7 @@ def test_a_term_hurries_only_below_its_target_and_where_it_hides_the_rest() -> N
     assert fall({"fit": 1e-3, "kl": 0.5}) == pytest.approx(-0.1 * 4)  # a weight moves after its step
     assert fall({"fit": 1.0, "kl": 0.5}) == pytest.approx(0.05 * math.log(0.5) * 4)
     assert fall({"fit": 1e-3, "kl": 2.0}) == pytest.approx(0.05 * math.log(2.0) * 4)
+    assert fall({"fit": 1e-3, "kl": 0.95}) == pytest.approx(0.05 * math.log(0.95) * 4)
 
 
 def test_the_memory_of_the_optimizer_follows_the_weight() -> None:

@@ -1,4 +1,4 @@
-"""Ablation modes, one file each: which modulators a run's executor gets, and nothing else."""
+"""Ablation modes, one file each: what moves the weights of a run."""
 
 from adaptive_loss.registry import Registry
 

@@ -10,5 +10,8 @@ from adaptive_loss.modes.base import Mode
 
 @modes.register("adaptive")
 def adaptive() -> Mode:
-    """As ``LossExecutor.adaptive``: the controller, and the monitor as far as the evidence on its card allows."""
-    return Mode(lambda policy: (MetaController.from_policy(policy), LossMonitor.from_policy(policy)))
+    """As ``LossExecutor.adaptive``: the controller, and the monitor as far as the evidence on its card allows.
+
+    On terms that are one loss in buckets (``Task.in_buckets``) it is ``inverse_ema``, or the rule that is named, alone.
+    """
+    return Mode(lambda policy: (MetaController.from_policy(policy), LossMonitor.from_policy(policy)), by_bucket=True)

@@ -23,11 +23,13 @@ class Mode:
             package's own policy; it raises ValueError for a policy that cannot be read.
         base_only: train on the base term alone.
         all_data: train on the probe and select splits too, so that what holding out costs is visible.
+        by_bucket: weigh one loss in buckets by its rule for them, with no look-ahead above it.
     """
 
     modulators: Callable[[Path | None], tuple[Modulator, ...]] = nothing
     base_only: bool = False
     all_data: bool = False
+    by_bucket: bool = False
 
     @property
     def adapts(self) -> bool:

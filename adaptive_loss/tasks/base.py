@@ -70,8 +70,8 @@ class Task(ABC):
     """Auxiliaries that hold an estimator together: no look-ahead moves them, and no study starts from them wrong."""
     in_buckets: ClassVar[bool] = False
     """Whether the terms are one loss in buckets, of noise levels say. They compete for one network, and a look-ahead of
-    one step takes the part that learns fastest for the one that is worth most; so where ``--weighting`` names no rule,
-    a mode that adapts weighs them by ``inverse_ema``, and no look-ahead moves them."""
+    one step takes the part that learns fastest for the one that is worth most; so mode ``adaptive`` weighs them by the
+    rule of ``--weighting``, ``inverse_ema`` where that is ``fixed``, and no look-ahead moves them."""
     rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"

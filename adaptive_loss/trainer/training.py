@@ -28,7 +28,7 @@ from adaptive_loss.utils.logging import RunLogger
 from adaptive_loss.utils.performance import Timer
 
 BUCKET_RULE = "inverse_ema"
-"""What a mode that adapts weighs one loss in buckets by, in place of its modulators."""
+"""What mode ``adaptive`` weighs one loss in buckets by, in place of its modulators, where no rule is named."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     task = kind(config, data, device, wanted=wanted, train=held)
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
-    by_bucket = kind.in_buckets and mode.adapts and config.weighting == "fixed"
-    modulators = () if by_bucket else mode.modulators(config.policy)
-    rule = BUCKET_RULE if by_bucket else config.weighting
+    modulators, rule = mode.modulators(config.policy), config.weighting
+    if mode.by_bucket and kind.in_buckets:
+        modulators, rule = (), BUCKET_RULE if rule == "fixed" else rule
     guards = Guards(spikes=kind.steady)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
