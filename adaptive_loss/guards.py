@@ -17,9 +17,6 @@ from torch import Tensor
 _ROUNDING = 1 - 1e-12  # a ratio so near the limit may have been rounded to its right side: it is clamped, not trusted
 REACH = math.log(1e4)
 """Bound of the log-weight's distance from its start, in nats: a start weight may be wrong by 10^±4."""
-TARGET_REACH = math.log(1e8)
-"""The same of a term with a target, whose weight has its loss's unit to make up for as well: pixels of 0 to 255 alone
-are a factor of 65,025 in a squared error."""
 
 
 @dataclass(frozen=True)

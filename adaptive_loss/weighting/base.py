@@ -26,7 +26,7 @@ PATIENCE = 1000
 """Steps without an ``end_epoch()`` after which a rule that needs them is said to wait in vain."""
 
 
-LEAST = 1e-9
+LEAST = 1e-6
 """Part of its start weight at or below which a term counts as waiting: no evidence about it can be had."""
 
 
