@@ -463,7 +463,7 @@ def test_the_diffusion_rules_run_and_are_given_the_levels(name: str, rule: str) 
 
 
 @pytest.mark.parametrize(("named", "rule"), [("fixed", "inverse_ema"), ("p2", "p2")])
-def test_adaptive_weighs_buckets_by_a_rule_alone(named: str, rule: str) -> None:
+def test_adaptive_weighs_buckets_by_a_rule_alone(named: str, rule: str, tmp_path: Path) -> None:
     wrong = replace(SMALL["diffusion_2d"], weights={"bucket_3": 10.0}, epochs=20)
 
     def weights_over(config: RunConfig) -> list[dict[str, float]]:
@@ -476,8 +476,10 @@ def test_adaptive_weighs_buckets_by_a_rule_alone(named: str, rule: str) -> None:
     adapted, ruled = (
         weights_over(c) for c in (replace(wrong, mode="adaptive", weighting=named), replace(wrong, weighting=rule))
     )
-    assert adapted == ruled and adapted[-1] != wrong.weights
+    assert adapted == ruled and adapted[-1]["bucket_3"] != 10.0
     assert prepare(replace(wrong, mode="controller_only"), data_of("diffusion_2d")).executor.modulators
+    told = replace(wrong, mode="adaptive", weighting=named, epochs=1, subset=500)
+    assert loop.run(told, tmp_path, quiet=True)["rule"] == rule
 
 
 @pytest.mark.parametrize("rule", ["gradnorm", "lr_annealing", "dwa", "uncertainty"])

@@ -12,6 +12,6 @@ from adaptive_loss.modes.base import Mode
 def adaptive() -> Mode:
     """As ``LossExecutor.adaptive``: the controller, and the monitor as far as the evidence on its card allows.
 
-    On terms that are one loss in buckets (``Task.in_buckets``) it is ``inverse_ema``, or the rule that is named, alone.
+    Where the task has a rule for one loss in buckets (``Task.bucket_rule``), it is that rule, or the one named, alone.
     """
     return Mode(lambda policy: (MetaController.from_policy(policy), LossMonitor.from_policy(policy)), by_bucket=True)

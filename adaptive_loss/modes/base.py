@@ -23,7 +23,7 @@ class Mode:
             package's own policy; it raises ValueError for a policy that cannot be read.
         base_only: train on the base term alone.
         all_data: train on the probe and select splits too, so that what holding out costs is visible.
-        by_bucket: weigh one loss in buckets by its rule for them, with no look-ahead above it.
+        by_bucket: take a task's rule for one loss in buckets, where it has one, in place of the modulators.
     """
 
     modulators: Callable[[Path | None], tuple[Modulator, ...]] = nothing

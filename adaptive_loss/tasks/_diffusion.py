@@ -121,7 +121,7 @@ class DiffusionTask(Task):
 
     terms = BUCKET_TERMS
     base = None
-    in_buckets = True
+    bucket_rule = "inverse_ema"
     objectives = ("denoising",)
     customary: ClassVar[Mapping[str, float]] = {
         name: SIGMA_DATA**-2 + level**-2 for name, level in zip(BUCKET_TERMS, LEVELS, strict=True)

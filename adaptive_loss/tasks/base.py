@@ -68,10 +68,10 @@ class Task(ABC):
     them there, and no look-ahead moves them. ``--targets`` says otherwise."""
     pinned: ClassVar[tuple[str, ...]] = ()
     """Auxiliaries that hold an estimator together: no look-ahead moves them, and no study starts from them wrong."""
-    in_buckets: ClassVar[bool] = False
-    """Whether the terms are one loss in buckets, of noise levels say. They compete for one network, and a look-ahead of
-    one step takes the part that learns fastest for the one that is worth most; so mode ``adaptive`` weighs them by the
-    rule of ``--weighting``, ``inverse_ema`` where that is ``fixed``, and no look-ahead moves them."""
+    bucket_rule: ClassVar[str | None] = None
+    """Where the terms are one loss in buckets, of noise levels say: what mode ``adaptive`` weighs them by, unless
+    ``--weighting`` names another rule, and with no look-ahead above it. They compete for one network, and a look-ahead
+    of one step takes the part that learns fastest for the one that is worth most."""
     rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What the task knows that a rule of ``--weighting`` is made with: need (of ``Weighting.needs``) → arguments."""
     metric: ClassVar[str] = "loss"

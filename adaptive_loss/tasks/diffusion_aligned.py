@@ -68,7 +68,7 @@ class AlignedDiffusion(ImageDiffusion):
 
     terms = ("denoising", "alignment")
     base = "denoising"
-    in_buckets = False
+    bucket_rule = None
     datasets = ("digits", "fashion_mnist")
     customary: ClassVar[Mapping[str, float]] = {"denoising": 1.0, "alignment": 0.5}
     rule_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {

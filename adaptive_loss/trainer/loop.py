@@ -227,6 +227,7 @@ def _result(config: RunConfig, training: Training) -> dict[str, object]:
     return {
         **row,
         **metrics,
+        "rule": executor.weighting.name,
         "weights": executor.export(),
         "monitor": monitors[0] if monitors else None,
         "steps_per_second": round(throughput(executor.signals.step, training.timer.seconds), 2),

@@ -27,9 +27,6 @@ from adaptive_loss.utils.config import RunConfig, held_targets, resolve_device, 
 from adaptive_loss.utils.logging import RunLogger
 from adaptive_loss.utils.performance import Timer
 
-BUCKET_RULE = "inverse_ema"
-"""What mode ``adaptive`` weighs one loss in buckets by, in place of its modulators, where no rule is named."""
-
 
 @dataclass(frozen=True)
 class Learner:
@@ -145,8 +142,8 @@ def prepare(config: RunConfig, data: Dataset | PointDataset) -> Training:
     batches = Batches(len(data.train if held is None else held), config.batch_size, own_generator(config.seed, "order"))
     total = config.epochs * len(batches)
     modulators, rule = mode.modulators(config.policy), config.weighting
-    if mode.by_bucket and kind.in_buckets:
-        modulators, rule = (), BUCKET_RULE if rule == "fixed" else rule
+    if mode.by_bucket and kind.bucket_rule is not None:
+        modulators, rule = (), kind.bucket_rule if rule == "fixed" else rule
     guards = Guards(spikes=kind.steady)
     executor = LossExecutor(
         {name: weights[name] for name in kind.terms},
