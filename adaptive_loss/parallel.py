@@ -7,8 +7,10 @@ alone, it does nothing and gives back what it got.
 
 from __future__ import annotations
 
+import atexit
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,6 +27,8 @@ Group: TypeAlias = "ProcessGroup | None"
 """The ranks that train one model together; None is one process alone."""
 
 _METRICS = ("select_loss", "select_accuracy")
+_PATIENCE = 5.0
+_last_sent: list[Tensor] = []
 
 
 def checked(parallel: bool | ProcessGroup) -> bool | ProcessGroup:
@@ -131,7 +135,7 @@ def first_decides(choice: int, group: Group) -> int:
     """The choice of the group's first rank."""
     if group is None:
         return choice
-    told = torch.tensor([choice], device=_device(torch.device("cpu"), group))
+    told = _noted(torch.tensor([choice], device=_device(torch.device("cpu"), group)))
     dist.broadcast(told, group_src=0, group=group)
     return int(told)
 
@@ -202,9 +206,26 @@ def _summed_in_one(tensors: Sequence[Tensor], group: Group) -> list[Tensor]:
 
 
 def _reduced(values: Tensor, how: dist.ReduceOp.RedOpType, group: Group) -> Tensor:
-    sent = values.to(_device(values.device, group), copy=True)
+    sent = _noted(values.to(_device(values.device, group), copy=True))
     dist.all_reduce(sent, how, group=group)
     return sent.to(values.device)
+
+
+def _noted(sent: Tensor) -> Tensor:
+    _last_sent[:] = [sent]
+    return sent
+
+
+@atexit.register
+def _wait_for_the_sender() -> None:
+    """Let gloo's thread let go of what was sent last, some seconds at most, before the interpreter ends.
+
+    It does so some time after the collective has returned, and takes the interpreter's lock for it. A thread that asks
+    for that lock while the interpreter ends is ended itself, and PyTorch then aborts the process, whose work was done.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while any(sent._use_count() > 1 for sent in _last_sent) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _device(wanted: torch.device, group: Group) -> torch.device:

@@ -196,12 +196,27 @@ def test_ranks_that_hang_are_killed() -> None:
         launch("signal:pause", 1, 1.0)
 
 
-def test_the_example_in_the_docs_runs_under_torchrun(tmp_path: Path) -> None:
+STARVED = """
+import os
+cores = sorted(os.sched_getaffinity(0))
+for thread in os.listdir("/proc/self/task"):
+    with open(f"/proc/self/task/{thread}/comm") as name:
+        sends = "gloo_runloop" in name.read()
+    os.sched_setaffinity(int(thread), {cores[rank % len(cores)]})
+    if sends:
+        os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+"""
+"""Gloo's own threads run where nothing else wants to: what they let go of late is let go of as the process ends."""
+LINUX_ONLY = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux's scheduler")
+
+
+@pytest.mark.parametrize("before_the_loop", ["", pytest.param(STARVED, marks=LINUX_ONLY, id="starved")])
+def test_the_example_in_the_docs_runs_under_torchrun(before_the_loop: str, tmp_path: Path) -> None:
     page = (ROOT / "docs/data_parallel.md").read_text(encoding="utf-8")
     example = re.findall(r"```python\n# train\.py\n(.*?)```", page, flags=re.DOTALL)
-    assert len(example) == 1
+    assert len(example) == 1 and "optimizer = " in example[0]
     file = tmp_path / "train.py"
-    file.write_text(example[0], encoding="utf-8")
+    file.write_text(example[0].replace("optimizer = ", f"{before_the_loop}optimizer = ", 1), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(file)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment, check=False)
