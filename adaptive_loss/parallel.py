@@ -224,8 +224,13 @@ def _wait_for_the_sender() -> None:
     for that lock while the interpreter ends is ended itself, and PyTorch then aborts the process, whose work was done.
     """
     deadline = time.monotonic() + _PATIENCE
-    while any(sent._use_count() > 1 for sent in _last_sent) and time.monotonic() < deadline:
+    while any(_uses(sent) > 1 for sent in _last_sent) and time.monotonic() < deadline:
         time.sleep(0.001)
+
+
+def _uses(tensor: Tensor) -> int:
+    """How many hold it on the side of C++; Python is one of them."""
+    return tensor._use_count()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _device(wanted: torch.device, group: Group) -> torch.device:

@@ -48,14 +48,20 @@ def specs(flags: Flags, arms: Mapping[str, RunConfig]) -> list[Spec]:
 
 
 def conduct(
-    prog: str, argv: Sequence[str] | None, flags: Flags, arms: Mapping[str, RunConfig], shown: Columns
+    prog: str,
+    argv: Sequence[str] | None,
+    flags: Flags,
+    arms: Mapping[str, RunConfig],
+    shown: Columns,
+    rivals: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Do what is left of the runs, write and print the tables; their rows. Arms of ``baseline`` are the rivals."""
+    """Do what is left of the runs, write and print the tables; their rows. Without ``rivals``, arms of ``baseline``."""
     todo = specs(flags, arms)
     with Progress(len(todo)) as progress:
         done = run_all(todo, flags.jobs, quiet=True, on_row=progress.done)
     rows = [cells(row, shown) for row in done]
-    rivals = [name for name, config in arms.items() if config.mode == "baseline"]
+    if rivals is None:
+        rivals = [name for name, config in arms.items() if config.mode == "baseline"]
     compared = against_best(rows, list(shown), rivals)
     document = {"rows": rows, "against_best": compared, "provenance": provenance(command_line(prog, argv))}
     write_atomic(flags.output_dir / "table.json", json_dump(document))

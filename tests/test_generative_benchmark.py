@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from adaptive_loss import LossExecutor, LossMonitor
+from adaptive_loss.policy_files import POLICIES, read_policy
+from adaptive_loss.rl.networks import equivariant_values
+from adaptive_loss.rl.nudges import N_GLOBAL, N_TERM
 from adaptive_loss.utils.config import validate
 from benchmarks import arms as study
-from benchmarks import generative, score_errors, set_point, switch_on
+from benchmarks import gate, generative, score_errors, set_point, switch_on
 
 
-@pytest.mark.parametrize(("benchmark", "arms"), [(generative, 7 + 2 * 5), (score_errors, 13), (switch_on, 3)])
+@pytest.mark.parametrize(
+    ("benchmark", "arms"), [(generative, 7 + 2 * 5), (score_errors, 13), (switch_on, 3), (gate, 18)]
+)
 def test_arms_are_pairs_by_seed_in_folders_of_their_own(benchmark: Any, arms: int) -> None:
     flags = benchmark.Flags(seeds=(1, 2))
     todo = study.specs(flags, benchmark.arms(flags))
@@ -87,3 +94,26 @@ def test_one_case_runs_and_is_reported() -> None:
     row = set_point.run(set_point.Case("rate", "set_point", "mean, declared"), seed=1, epochs=1)
     assert row["asked"] == 8.0 and row["reached"] > 0 and row["skipped"] == 0
     assert f"{row['reached']:.3f}" in set_point.table([row])
+
+
+def test_a_turned_monitor_wants_the_opposite() -> None:
+    _, networks = read_policy(POLICIES, "monitor")
+    observation = torch.rand(N_GLOBAL + 3 * N_TERM, generator=torch.Generator().manual_seed(0)).numpy()
+    right, wrong = (
+        equivariant_values({name: part.numpy() for name, part in one.items()}, observation)
+        for one in (networks, gate.turned(networks))
+    )
+    assert (abs(right) > 1e-6).any() and wrong == pytest.approx(-right)
+
+
+def test_a_gate_that_is_shown_nothing_stays_open() -> None:
+    held_out = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 2.0, 2.0, 2.0]
+    shares = []
+    for kind in (LossMonitor, gate.Ungated):
+        monitor = kind(rho=1.0)
+        executor = LossExecutor({"a": 1.0, "b": 1.0}, base="a", modulators=[monitor], total_steps=100)
+        monitor.nudges.residual[1] = 1.0
+        for loss in held_out:
+            executor.end_epoch(select_loss=loss)
+        shares.append(monitor.gate.share)
+    assert shares == [0.5, 1.0]
