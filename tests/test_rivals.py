@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from adaptive_loss import LossExecutor
+from adaptive_loss.guards import Guards
+from adaptive_loss.losses import Terms
 from adaptive_loss.meta.costs import log_finals
 from adaptive_loss.meta.fleet import LOST
 from adaptive_loss.meta.problems import Problem
 from adaptive_loss.meta.rivals import RIVALS, overall, population, recovered
 from adaptive_loss.meta.rollouts import rollout
+from adaptive_loss.meta.ruled import RuledRun
 from adaptive_loss.meta_controller import CLIMB
 
 PROBLEM = Problem("multitask", 5, (5, 6, 7, 8))
@@ -29,6 +34,22 @@ def test_a_rival_is_repeatable_and_finite(finals: dict[str, list[float]]) -> Non
 
 def test_a_population_of_one_is_the_start_weights_held(finals: dict[str, list[float]]) -> None:
     assert population(PROBLEM, STEPS, members=1) == pytest.approx(finals["held"], abs=1e-4)
+
+
+def test_a_rule_on_a_fleet_is_what_the_executor_makes_of_it() -> None:
+    start, values = {"a": 2.0, "b": 0.5}, torch.tensor([[1.0, 4.0], [0.5, 4.0], [0.25, 3.0]] * 10).double()
+    for name in ("uncertainty", "dwa", "inverse_ema"):
+        run = RuledRun(name, Terms(start, None), steps=30, rate=0.01)
+        executor = LossExecutor(start, weighting=name, guards=Guards(spikes=False, rate_limit=None))
+        parameter = torch.nn.Parameter(torch.zeros(()))
+        optimizer = torch.optim.Adam([parameter, *executor.parameters()], lr=0.01)
+        for step, row in enumerate(values):
+            optimizer.zero_grad()
+            executor({"a": row[0] + 0 * parameter, "b": row[1] + 0 * parameter}).backward()
+            theirs = executor.step(optimizer).weights
+            assert run.weights(row).tolist() == pytest.approx(list(theirs.values()), rel=1e-6), (name, step)
+            if step % 2:
+                executor.end_epoch()
 
 
 def test_tuned_weights_beat_wrong_ones(finals: dict[str, list[float]]) -> None:

@@ -17,6 +17,7 @@ from adaptive_loss.meta.costs import log_finals
 from adaptive_loss.meta.families.base import Family
 from adaptive_loss.meta.fleet import LOST, Fleet, draw_family
 from adaptive_loss.meta.problems import Problem
+from adaptive_loss.meta.ruled import finish_ruled
 from adaptive_loss.meta_controller import RULE
 from adaptive_loss.rl.nudges import MonitorConfig
 from adaptive_loss.seeding import own_generator
@@ -81,6 +82,13 @@ def population(problem: Problem, steps: int, members: int) -> list[float]:
     return fleet.log_judged()[_ranked(fleet, members)[0]].tolist()
 
 
+def ruled(problem: Problem, steps: int, name: str) -> list[float]:
+    """A rule of the field above the start weights."""
+    fleet = _fleet(problem, steps)
+    finish_ruled(fleet, name)
+    return fleet.log_judged().tolist()
+
+
 RIVALS: Mapping[str, Rival] = {
     "held": partial(log_finals, None),
     "base_only": base_only,
@@ -88,6 +96,7 @@ RIVALS: Mapping[str, Rival] = {
     "lookahead_only": partial(log_finals, RULE),
     "population_2": partial(population, members=2),
     "population_4": partial(population, members=4),
+    **{name: partial(ruled, name=name) for name in ("uncertainty", "dwa", "inverse_ema")},
 }
 """``held`` keeps the start weights, ``lookahead_only`` is the plain look-ahead rule."""
 
