@@ -28,7 +28,9 @@ Group: TypeAlias = "ProcessGroup | None"
 
 _METRICS = ("select_loss", "select_accuracy")
 _PATIENCE = 5.0
+"""Seconds that a process waits at its end, at most."""
 _last_sent: list[Tensor] = []
+"""The tensor of the last collective, if any."""
 
 
 def checked(parallel: bool | ProcessGroup) -> bool | ProcessGroup:

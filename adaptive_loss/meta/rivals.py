@@ -98,7 +98,7 @@ RIVALS: Mapping[str, Rival] = {
     "population_4": partial(population, members=4),
     **{name: partial(ruled, name=name) for name in ("uncertainty", "dwa", "inverse_ema")},
 }
-"""``held`` keeps the start weights, ``lookahead_only`` is the plain look-ahead rule."""
+"""``held`` keeps the start weights, ``lookahead_only`` is the plain look-ahead rule, the last three rules by name."""
 
 
 def one_thread_finals(name: str, problem: Problem, steps: int) -> list[float]:

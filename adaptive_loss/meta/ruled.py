@@ -16,13 +16,13 @@ EPOCHS = 15
 
 
 class RuledRun:
-    """The weights startᵢ·ruleᵢ of one run; what the rule learns, Adam learns at the run's learning rate.
+    """The weights startᵢ·ruleᵢ of one run; what the rule learns, Adam learns at the run's rate, before that falls.
 
     Args:
         name: of a rule that sees loss values and no gradients.
         terms: the run's.
         steps: its length.
-        rate: its learning rate.
+        rate: its learning rate, as it is until the last steps.
     """
 
     def __init__(self, name: str, terms: Terms, steps: int, rate: float) -> None:
